@@ -1,0 +1,42 @@
+# Everything runs from the virtual environment that `make env` makes; nothing else is needed but Python 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint gen gen-check fmt bench
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+env: $(STAMP) ## make the virtual environment, nothing else
+
+demo: env ## run the main job: six nodes, two hubs, one private set intersection
+	$(BIN)/tdn demo
+
+test: env lint ## run every check and every test
+	$(BIN)/python -m pytest
+
+lint: env gen-check ## formatting, types, architecture and protocol rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/buf lint proto
+	$(BIN)/buf breaking proto --against proto/released.binpb
+
+gen: env ## write generated files again: stubs, reason enum, error pages
+	$(BIN)/python proto/generate.py
+
+gen-check: env ## fail when a generated file is out of date
+	$(BIN)/python proto/generate.py --check
+
+fmt: env ## format the code
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
