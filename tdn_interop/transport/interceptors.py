@@ -1,0 +1,267 @@
+"""What happens around every call: metrics, the audit line, translation of errors, deadlines.
+
+A layer is a context manager around one call; `ServerCalls` puts its layers around handlers of all
+four kinds, the first one outermost. `standard_layers` is the order every server of ours uses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+import grpc
+import structlog
+from grpc_status import rpc_status
+
+from tdn_interop.errors import LocalProtocolError, Reason, TdnError, Unavailable, guard
+from tdn_interop.transport import rpc_metrics, status
+from tdn_interop.transport.rpc_metrics import RpcMetrics
+
+DEFAULT_DEADLINE_S = 60.0
+LONGEST_DEADLINE_S = 86_400.0
+
+_log = structlog.get_logger("tdn.rpc")
+
+# Any: message types differ per method, and grpc.aio's context is generic over them.
+_Context = Any
+
+
+@dataclass(slots=True)
+class Call:
+    """One call while it runs, as the layers see it."""
+
+    path: str  # `/package.Service/Method`
+    streams: rpc_metrics.Streams
+    context: _Context
+    received_bytes: int = 0
+    sent_bytes: int = 0
+    on_received: list[Callable[[], None]] = field(default_factory=list)
+    on_sent: list[Callable[[], None]] = field(default_factory=list)
+
+    def received(self, message: Any) -> Any:
+        """Note `message` from the client and hand it on."""
+        self.received_bytes += _size(message)
+        for notice in self.on_received:
+            notice()
+        return message
+
+    def sent(self, message: Any) -> Any:
+        """Note `message` to the client and hand it on."""
+        self.sent_bytes += _size(message)
+        for notice in self.on_sent:
+            notice()
+        return message
+
+    def code(self, error: BaseException | None) -> grpc.StatusCode:
+        """The code of a call that ended with `error`, as its client sees it."""
+        if isinstance(error, asyncio.CancelledError):
+            late = self.context.time_remaining() == 0
+            return grpc.StatusCode.DEADLINE_EXCEEDED if late else grpc.StatusCode.CANCELLED
+        return self.context.code() or (grpc.StatusCode.UNKNOWN if error else grpc.StatusCode.OK)
+
+
+Layer = Callable[[Call], AbstractAsyncContextManager[None]]
+
+
+def standard_layers(metrics: RpcMetrics, peer_of: Callable[[str], str]) -> tuple[Layer, ...]:
+    """The layers of a server; `peer_of` tells the verified node id behind `context.peer()`."""
+    return measured(metrics), audited(peer_of), translated, limited()
+
+
+def measured(metrics: RpcMetrics) -> Layer:
+    """Count and time the calls."""
+
+    @contextlib.asynccontextmanager
+    async def layer(call: Call) -> AsyncIterator[None]:
+        timer = metrics.started(call.path, call.streams)
+        call.on_received.append(timer.received)
+        call.on_sent.append(timer.sent)
+        with _ending(lambda error: timer.handled(call.code(error))):
+            yield
+
+    return layer
+
+
+def audited(peer_of: Callable[[str], str]) -> Layer:
+    """Write one line per call: who, what, how it ended, sizes and seconds. Never content."""
+
+    @contextlib.asynccontextmanager
+    async def layer(call: Call) -> AsyncIterator[None]:
+        begin = time.monotonic()
+
+        def line(error: BaseException | None) -> None:
+            _log.info(
+                "call", peer=_peer(peer_of, call), method=call.path, code=call.code(error).name,
+                received_bytes=call.received_bytes, sent_bytes=call.sent_bytes,
+                duration_s=round(time.monotonic() - begin, 6),
+            )  # fmt: skip
+
+        with _ending(line):
+            yield
+
+    return layer
+
+
+@contextlib.asynccontextmanager
+async def translated(call: Call) -> AsyncIterator[None]:
+    """End the call with the status of a TdnError; anything else is INTERNAL, its traceback stays here."""
+    try:
+        yield
+    except TdnError as error:
+        await _abort(call, error)
+    except grpc.aio.AbortError:
+        raise  # the handler has answered with a code of its own
+    except Exception:  # noqa: BLE001  the boundary: a defect of ours must not show its inside to a peer
+        correlation = uuid.uuid4().hex
+        _log.exception("defect", method=call.path, correlation=correlation)
+        sentence = f"internal error, correlation id {correlation}"
+        await _abort(
+            call, LocalProtocolError(Reason.INTERNAL, sentence, "TDN-T-ENC-02", correlation=correlation)
+        )
+
+
+def limited(default_s: float = DEFAULT_DEADLINE_S, longest_s: float = LONGEST_DEADLINE_S) -> Layer:
+    """Refuse deadlines that are absurd or passed; end a unary call without a deadline after `default_s`."""
+
+    @contextlib.asynccontextmanager
+    async def layer(call: Call) -> AsyncIterator[None]:
+        left = call.context.time_remaining()
+        if left is not None:
+            words = f"the longest deadline is {longest_s:.0f} s"
+            guard("TDN-T-DDL-03").check(
+                left <= longest_s, Reason.INVALID_REQUEST, words, field="grpc-timeout"
+            )
+            guard("TDN-T-DDL-01").check(
+                left > 0, Reason.DEADLINE, "the deadline passed before the start", Unavailable
+            )
+        unbounded = left is not None or any(call.streams)
+        try:
+            async with asyncio.timeout(None if unbounded else default_s) as timeout:
+                yield
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            guard("TDN-T-DDL-02").refuse(
+                Reason.DEADLINE, f"not done in {default_s:g} s, the time for calls without a deadline", Unavailable
+            )  # fmt: skip
+
+    return layer
+
+
+class ServerCalls(grpc.aio.ServerInterceptor):
+    """Puts `layers` around every handler of a server."""
+
+    def __init__(self, *layers: Layer) -> None:
+        self._layers = layers
+
+    async def intercept_service(
+        self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], handler_call_details: Any
+    ) -> Any:
+        """The handler with the layers around it; unknown methods pass, gRPC answers them."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        streams = bool(handler.request_streaming), bool(handler.response_streaming)
+        inner, make = _KINDS[streams](handler)
+        wrap = self._streaming if handler.response_streaming else self._single
+        outer = wrap(inner, handler_call_details.method, streams)
+        return make(outer, handler.request_deserializer, handler.response_serializer)
+
+    def _single(self, inner: Any, path: str, streams: rpc_metrics.Streams) -> Any:
+        async def behaviour(request: Any, context: _Context) -> Any:
+            call = Call(path, streams, context)
+            async with self._around(call):
+                return call.sent(await inner(_inbound(call, request), _CountedContext(call)))
+
+        return behaviour
+
+    def _streaming(self, inner: Any, path: str, streams: rpc_metrics.Streams) -> Any:
+        async def behaviour(request: Any, context: _Context) -> AsyncIterator[Any]:
+            call = Call(path, streams, context)
+            async with self._around(call):
+                responses = inner(_inbound(call, request), _CountedContext(call))
+                if not hasattr(responses, "__aiter__"):  # a coroutine that calls context.write
+                    await responses
+                    return
+                async with contextlib.aclosing(responses):
+                    async for response in responses:
+                        yield call.sent(response)
+
+        return behaviour
+
+    @contextlib.asynccontextmanager
+    async def _around(self, call: Call) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            for layer in self._layers:
+                await stack.enter_async_context(layer(call))
+            yield
+
+
+# (request streams, response streams) -> the handler's behaviour and the maker of such a handler.
+_KINDS: dict[rpc_metrics.Streams, Callable[[Any], tuple[Any, Any]]] = {
+    (False, False): lambda h: (h.unary_unary, grpc.unary_unary_rpc_method_handler),
+    (False, True): lambda h: (h.unary_stream, grpc.unary_stream_rpc_method_handler),
+    (True, False): lambda h: (h.stream_unary, grpc.stream_unary_rpc_method_handler),
+    (True, True): lambda h: (h.stream_stream, grpc.stream_stream_rpc_method_handler),
+}
+
+
+class _CountedContext:
+    """The handler's context: messages read from it and written to it are counted."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call.context, name)
+
+    async def read(self) -> Any:
+        message = await self._call.context.read()
+        return message if message is grpc.aio.EOF else self._call.received(message)
+
+    async def write(self, message: Any) -> None:
+        await self._call.context.write(self._call.sent(message))
+
+
+def _inbound(call: Call, request: Any) -> Any:
+    return _counted(call, request) if call.streams[0] else call.received(request)
+
+
+async def _counted(call: Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield call.received(request)
+
+
+def _size(message: Any) -> int:
+    """Bytes of a message of either kind: bytes as they are, or protobuf."""
+    return len(message) if isinstance(message, bytes | bytearray | memoryview) else message.ByteSize()
+
+
+def _peer(peer_of: Callable[[str], str], call: Call) -> str:
+    """Node id of the caller; a caller whom nobody verified is named so."""
+    try:
+        return peer_of(call.context.peer())
+    except TdnError as error:
+        return f"unverified ({error.reason.name})"
+
+
+@contextlib.contextmanager
+def _ending(notice: Callable[[BaseException | None], None]) -> Iterator[None]:
+    """Call `notice` once at the end with the exception that ended the body, which goes on."""
+    try:
+        yield
+    except BaseException as error:
+        notice(error)
+        raise
+    notice(None)
+
+
+async def _abort(call: Call, error: TdnError) -> NoReturn:
+    await call.context.abort_with_status(rpc_status.to_status(status.to_status(error)))
+    raise AssertionError("abort_with_status returns never")

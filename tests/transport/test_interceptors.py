@@ -1,0 +1,283 @@
+"""Layers around real calls of all four kinds, over a unix socket."""
+
+import asyncio
+import contextlib
+import tempfile
+
+import grpc
+import pytest
+import structlog
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from prometheus_client import CollectorRegistry
+
+from tdn_interop.errors import Reason, Refused, TdnError
+from tdn_interop.transport import interceptors, rpc_metrics, status
+
+UNARY, SERVER, CLIENT, BIDI = "Unary", "ServerStream", "ClientStream", "Bidi"
+KINDS = [UNARY, SERVER, CLIENT, BIDI]
+TYPES = {UNARY: "unary", SERVER: "server_stream", CLIENT: "client_stream", BIDI: "bidi_stream"}
+
+
+async def act(request: bytes, context) -> bytes:
+    if request == b"refuse":
+        raise Refused(Reason.POLICY_DENIED, "not you", "TDN-F-TSK-02", party="bank-a.cn")
+    if request == b"crash":
+        raise ZeroDivisionError("secret inside")
+    if request == b"abort":
+        await context.abort(grpc.StatusCode.NOT_FOUND, "own words")
+    if request == b"time out":
+        raise TimeoutError
+    if request == b"hang":
+        await asyncio.Event().wait()
+    return request
+
+
+class Handlers:
+    """Four behaviours of one echo service; the streams double what they see."""
+
+    async def unary(self, request, context):
+        return await act(request, context)
+
+    async def server_stream(self, request, context):
+        yield await act(request, context)
+        yield request
+
+    async def client_stream(self, requests, context):
+        return b"".join([await act(request, context) async for request in requests])
+
+    async def bidi(self, requests, context):
+        async for request in requests:
+            yield await act(request, context)
+            yield request
+
+    async def written(self, requests, context):  # the style that calls read and write
+        while (request := await context.read()) is not grpc.aio.EOF:
+            await context.write(await act(request, context))
+
+
+def handlers() -> grpc.GenericRpcHandler:
+    own = Handlers()
+    return grpc.method_handlers_generic_handler(
+        "t.Echo",
+        {
+            UNARY: grpc.unary_unary_rpc_method_handler(own.unary),
+            SERVER: grpc.unary_stream_rpc_method_handler(own.server_stream),
+            CLIENT: grpc.stream_unary_rpc_method_handler(own.client_stream),
+            BIDI: grpc.stream_stream_rpc_method_handler(own.bidi),
+            "Written": grpc.stream_stream_rpc_method_handler(own.written),
+        },
+    )
+
+
+class Lab:
+    """A server with the standard layers, a channel with client metrics, and what both counted."""
+
+    def __init__(self, channel, registry):
+        self.channel, self.registry = channel, registry
+
+    async def call(self, kind, *requests, timeout=5):
+        async def stream():
+            for request in requests:
+                yield request
+
+        path = f"/t.Echo/{kind}"
+        if kind == UNARY:
+            return await self.channel.unary_unary(path)(requests[0], timeout=timeout)
+        if kind == CLIENT:
+            return await self.channel.stream_unary(path)(stream(), timeout=timeout)
+        make = self.channel.unary_stream if kind == SERVER else self.channel.stream_stream
+        argument = requests[0] if kind == SERVER else stream()
+        return [m async for m in make(path)(argument, timeout=timeout)]
+
+    def sample(self, name, kind, side="server", **labels):
+        labels |= {"grpc_type": TYPES.get(kind, "bidi_stream"), "grpc_service": "t.Echo", "grpc_method": kind}
+        return self.registry.get_sample_value(f"grpc_{side}_{name}", labels)
+
+
+def peer_of(peer: str) -> str:
+    return "bank-a.cn"
+
+
+@contextlib.asynccontextmanager
+async def running(*layers, registry=None):
+    registry = registry or CollectorRegistry()
+    client = rpc_metrics.client_interceptors(rpc_metrics.RpcMetrics(registry, "client"))
+    with tempfile.TemporaryDirectory() as folder:
+        server = grpc.aio.server(interceptors=[interceptors.ServerCalls(*layers)])
+        server.add_generic_rpc_handlers([handlers()])
+        server.add_insecure_port(f"unix:{folder}/s")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"unix:{folder}/s", interceptors=client) as channel:
+            yield Lab(channel, registry)
+        await server.stop(1)
+
+
+@pytest.fixture
+async def lab():
+    registry = CollectorRegistry()
+    metrics = rpc_metrics.RpcMetrics(registry, "server")
+    async with running(*interceptors.standard_layers(metrics, peer_of), registry=registry) as lab:
+        yield lab
+
+
+@pytest.fixture
+def lines():
+    with structlog.testing.capture_logs() as lines:
+        yield lines
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_good_call_passes_and_is_counted(lab, lines, kind):
+    answer = await lab.call(kind, b"four")
+    expected = {UNARY: b"four", CLIENT: b"four", SERVER: [b"four"] * 2, BIDI: [b"four"] * 2}[kind]
+    assert answer == expected
+    messages = len(answer) if isinstance(answer, list) else 1
+    assert lab.sample("started_total", kind) == 1
+    assert lab.sample("handled_total", kind, grpc_code="OK") == 1
+    assert lab.sample("msg_received_total", kind) == 1
+    assert lab.sample("msg_sent_total", kind) == messages
+    assert lab.sample("handling_seconds_count", kind) == 1
+    (line,) = lines
+    assert line.pop("duration_s") >= 0
+    assert line == {
+        "event": "call", "log_level": "info", "peer": "bank-a.cn", "method": f"/t.Echo/{kind}", "code": "OK",
+        "received_bytes": 4, "sent_bytes": 4 * messages,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_refusal_arrives_with_its_reason(lab, lines, kind):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await lab.call(kind, b"refuse")
+    found = status.from_rpc_error(caught.value)
+    assert (type(found), found.reason, found.message) == (Refused, Reason.POLICY_DENIED, "not you")
+    assert (found.requirement, found.metadata) == ("TDN-F-TSK-02", {"party": "bank-a.cn"})
+    assert lab.sample("handled_total", kind, grpc_code="PermissionDenied") == 1
+    assert [line["code"] for line in lines] == ["PERMISSION_DENIED"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_defect_shows_only_its_correlation_id(lab, lines, kind):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await lab.call(kind, b"crash")
+    found = status.from_rpc_error(caught.value)
+    assert found.reason is Reason.INTERNAL
+    defect, audit = lines
+    assert found.metadata == {"correlation": defect["correlation"]}
+    assert defect["correlation"] in found.message
+    wire = rpc_status.from_call(caught.value).SerializeToString() + caught.value.details().encode()
+    assert b"secret" not in wire and b"ZeroDivision" not in wire
+    assert defect["exc_info"] and audit["code"] == "INTERNAL"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_handler_may_answer_with_a_code_of_its_own(lab, lines, kind):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await lab.call(kind, b"abort")
+    assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "own words")
+    assert [line["code"] for line in lines] == ["NOT_FOUND"]
+    assert lab.sample("handled_total", kind, grpc_code="NotFound") == 1
+
+
+async def test_handlers_that_read_and_write_are_counted_too(lab, lines):
+    assert await lab.call("Written", b"ab", b"cd") == [b"ab", b"cd"]
+    assert (lines[0]["received_bytes"], lines[0]["sent_bytes"]) == (4, 4)
+    assert lab.sample("msg_received_total", "Written") == 2
+
+
+async def test_unknown_methods_make_no_metrics(lab):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await lab.call("Nowhere", b"")
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert lab.sample("started_total", "Nowhere") is None
+
+
+async def ended(lines):
+    """Wait until the server has written its audit line; the test's own limit ends the wait."""
+    while not lines:
+        await asyncio.sleep(0)
+    return lines[0]
+
+
+async def test_a_deadline_that_passes_is_told_from_a_cancel(lab, lines):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await lab.call(UNARY, b"hang", timeout=0.05)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert (await ended(lines))["code"] == "DEADLINE_EXCEEDED"
+
+
+async def test_a_cancelled_call_is_counted_as_cancelled(lab, lines):
+    call = lab.channel.unary_unary("/t.Echo/Unary")(b"hang", timeout=60)
+    while not lab.sample("msg_received_total", UNARY):
+        await asyncio.sleep(0)
+    call.cancel()
+    assert (await ended(lines))["code"] == "CANCELLED"
+    assert lab.sample("handled_total", UNARY, grpc_code="Canceled") == 1
+
+
+async def refusal(lab, kind, request, timeout):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await lab.call(kind, request, timeout=timeout)
+    return status.from_rpc_error(caught.value), caught.value
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_absurd_deadlines_are_refused(kind):
+    async with running(interceptors.translated, interceptors.limited(longest_s=100)) as lab:
+        await lab.call(kind, b"fine", timeout=99)
+        found, raw = await refusal(lab, kind, b"fine", 102)
+    assert (found.reason, found.requirement) == (Reason.INVALID_REQUEST, "TDN-T-DDL-03")
+    bad_request = error_details_pb2.BadRequest()
+    assert any(packed.Unpack(bad_request) for packed in rpc_status.from_call(raw).details)
+    assert bad_request.field_violations[0].field == "grpc-timeout"
+
+
+async def test_a_unary_call_without_a_deadline_gets_one():
+    async with running(interceptors.translated, interceptors.limited(default_s=0.05)) as lab:
+        found, _ = await refusal(lab, UNARY, b"hang", None)
+        assert (found.reason, found.requirement) == (Reason.DEADLINE, "TDN-T-DDL-02")
+        found, _ = await refusal(lab, UNARY, b"time out", None)  # a TimeoutError of the handler itself
+        assert found.reason is Reason.INTERNAL
+
+
+async def test_a_passed_deadline_starts_nothing():
+    class Context:
+        def time_remaining(self):
+            return 0.0
+
+    call = interceptors.Call("/t.Echo/Unary", (False, False), Context())
+    with pytest.raises(TdnError) as caught:
+        async with interceptors.limited()(call):
+            pytest.fail("the handler must not start")
+    assert (caught.value.reason, caught.value.requirement) == (Reason.DEADLINE, "TDN-T-DDL-01")
+
+
+async def test_a_caller_whom_nobody_verified_is_named_so(lines):
+    def nobody(peer):
+        raise Refused(Reason.UNAUTHENTICATED, "no certificate")
+
+    async with running(interceptors.audited(nobody)) as lab:
+        await lab.call(UNARY, b"x")
+    assert lines[0]["peer"] == "unverified (UNAUTHENTICATED)"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_client_counts_its_calls(lab, kind):
+    await lab.call(kind, b"x")
+    with pytest.raises(grpc.aio.AioRpcError):
+        await lab.call(kind, b"refuse")
+    while not lab.sample("handled_total", kind, "client", grpc_code="PermissionDenied"):
+        await asyncio.sleep(0)
+    assert lab.sample("started_total", kind, "client") == 2
+    assert lab.sample("handled_total", kind, "client", grpc_code="OK") == 1
+    assert lab.sample("handling_seconds_count", kind, "client") == 2
+
+
+def test_codes_are_spelled_as_go_spells_them():
+    spelled = {rpc_metrics.go_code(code) for code in grpc.StatusCode}
+    assert spelled == {
+        "OK", "Canceled", "Unknown", "InvalidArgument", "DeadlineExceeded", "NotFound", "AlreadyExists",
+        "PermissionDenied", "Unauthenticated", "ResourceExhausted", "FailedPrecondition", "Aborted",
+        "Unimplemented", "Internal", "Unavailable", "DataLoss", "OutOfRange",
+    }  # fmt: skip
