@@ -1,0 +1,1 @@
+"""Data in and data out: reading tables, keys for matching, result files."""
