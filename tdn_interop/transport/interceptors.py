@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import structlog
@@ -69,9 +69,15 @@ class Call:
 Layer = Callable[[Call], AbstractAsyncContextManager[None]]
 
 
-def standard_layers(metrics: RpcMetrics, peer_of: Callable[[str], str]) -> tuple[Layer, ...]:
-    """The layers of a server; `peer_of` tells the verified node id behind `context.peer()`."""
-    return measured(metrics), audited(peer_of), translated, limited()
+def standard_layers(
+    metrics: RpcMetrics, peer_of: Callable[[str], str], on_refusal: Callable[[TdnError], None]
+) -> tuple[Layer, ...]:
+    """The layers of a server.
+
+    `peer_of` tells the verified node id behind `context.peer()` or raises; `on_refusal` hears of every
+    error that a peer is sent.
+    """
+    return measured(metrics), audited(peer_of), translated(on_refusal), limited()
 
 
 def measured(metrics: RpcMetrics) -> Layer:
@@ -108,22 +114,25 @@ def audited(peer_of: Callable[[str], str]) -> Layer:
     return layer
 
 
-@contextlib.asynccontextmanager
-async def translated(call: Call) -> AsyncIterator[None]:
+def translated(on_refusal: Callable[[TdnError], None]) -> Layer:
     """End the call with the status of a TdnError; anything else is INTERNAL, its traceback stays here."""
-    try:
-        yield
-    except TdnError as error:
-        await _abort(call, error)
-    except grpc.aio.AbortError:
-        raise  # the handler has answered with a code of its own
-    except Exception:  # noqa: BLE001  the boundary: a defect of ours must not show its inside to a peer
-        correlation = uuid.uuid4().hex
-        _log.exception("defect", method=call.path, correlation=correlation)
-        sentence = f"internal error, correlation id {correlation}"
-        await _abort(
-            call, LocalProtocolError(Reason.INTERNAL, sentence, "TDN-T-ENC-02", correlation=correlation)
-        )
+
+    @contextlib.asynccontextmanager
+    async def layer(call: Call) -> AsyncIterator[None]:
+        try:
+            yield
+        except TdnError as error:
+            refusal = error
+        except grpc.aio.AbortError:
+            raise  # the handler has answered with a code of its own
+        except Exception:  # noqa: BLE001  the boundary: a defect of ours must not show its inside to a peer
+            refusal = _defect(call)
+        else:
+            return
+        on_refusal(refusal)
+        await call.context.abort_with_status(rpc_status.to_status(status.to_status(refusal)))
+
+    return layer
 
 
 def limited(default_s: float = DEFAULT_DEADLINE_S, longest_s: float = LONGEST_DEADLINE_S) -> Layer:
@@ -262,6 +271,9 @@ def _ending(notice: Callable[[BaseException | None], None]) -> Iterator[None]:
     notice(None)
 
 
-async def _abort(call: Call, error: TdnError) -> NoReturn:
-    await call.context.abort_with_status(rpc_status.to_status(status.to_status(error)))
-    raise AssertionError("abort_with_status returns never")
+def _defect(call: Call) -> TdnError:
+    """Log the exception being handled; the error that leads its reader to the log."""
+    correlation = uuid.uuid4().hex
+    _log.exception("defect", method=call.path, correlation=correlation)
+    sentence = f"internal error, correlation id {correlation}"
+    return LocalProtocolError(Reason.INTERNAL, sentence, "TDN-T-ENC-02", correlation=correlation)
