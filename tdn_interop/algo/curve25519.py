@@ -20,7 +20,9 @@ A = 486662
 _HALF_TOP = np.uint64(2**63 - 1)
 _FULL = np.uint64(2**64 - 1)
 _LOW_OF_P = np.uint64(2**64 - 19)
-_INVERT_TOGETHER = 256  # one inversion costs about as much as 40 multiplications; beyond this nothing is gained
+_INVERT_TOGETHER = (
+    256  # one inversion costs about as much as 40 multiplications; beyond this nothing is gained
+)
 
 
 def not_canonical(points: Points) -> NDArray[np.bool_]:

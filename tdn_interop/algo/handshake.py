@@ -21,12 +21,11 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NoReturn
 
 from tdn_interop.errors import NegotiationFailed, PeerProtocolError, Reason, TdnError, guard
 
 MAX_ALTERNATIVES = 32  # of any list in a proposal
-_ID = re.compile(r"[a-z0-9][a-z0-9./_-]{0,63}\Z")
+ID_GRAMMAR = re.compile(r"[a-z0-9][a-z0-9./_-]{0,63}\Z")
 _DIGEST_DOMAIN = b"tdn/algo/v1/agreement\0"
 
 
@@ -76,15 +75,21 @@ def negotiate(proposals: Mapping[str, Proposal], wanted: Wanted = ANYTHING) -> C
         check_proposal(proposal)
     offers = [{entry.algorithm: entry for entry in proposal.algorithms} for proposal in proposals.values()]
     common = _shared([tuple(offer) for offer in offers], wanted.algorithms)
-    if not common:
-        _nothing_in_common(Reason.UNSUPPORTED_ALGO, "the parties share no algorithm that the flow allows")
+    guard("TDN-A-NEG-01").check(
+        common,
+        Reason.UNSUPPORTED_ALGO,
+        "the parties share no algorithm that the flow allows",
+        NegotiationFailed,
+    )
     for algorithm in common:
         entries = [offer[algorithm] for offer in offers]
         suites = _shared([entry.suites for entry in entries], wanted.suites)
         formats = _shared([entry.formats for entry in entries], ())
         if suites and formats:
             return Choice(algorithm, suites[0], formats[0])
-    _nothing_in_common(Reason.UNSUPPORTED_PARAMS, f"no common suite or format for {', '.join(common)}")
+    return guard("TDN-A-NEG-01").refuse(
+        Reason.UNSUPPORTED_PARAMS, f"no common suite or format for {', '.join(common)}", NegotiationFailed
+    )
 
 
 def check_choice(choice: Choice, proposals: Mapping[str, Proposal], wanted: Wanted = ANYTHING) -> None:
@@ -97,7 +102,9 @@ def check_choice(choice: Choice, proposals: Mapping[str, Proposal], wanted: Want
             for entry in proposal.algorithms
         )
         guard("TDN-A-NEG-01").check(
-            proposed, Reason.HANDSHAKE_REFUSED, f"the choice holds a value that {proposal.party} never proposed"
+            proposed,
+            Reason.HANDSHAKE_REFUSED,
+            f"the choice holds a value that {proposal.party} never proposed",
         )
     guard("TDN-A-NEG-02").check(
         choice == negotiate(proposals, wanted),
@@ -124,7 +131,7 @@ def _check_list(layer: str, values: Sequence[str], kind: type[TdnError]) -> None
     size = len(values)
     invalid(1 <= size <= MAX_ALTERNATIVES, message=f"{layer}: {size} values, 1 to {MAX_ALTERNATIVES} allowed")
     invalid(len(set(values)) == size, message=f"{layer}: a value is repeated")
-    invalid(all(_ID.match(value) for value in values), message=f"{layer}: a value is no id")
+    invalid(all(ID_GRAMMAR.match(value) for value in values), message=f"{layer}: a value is no id")
 
 
 def _shared(lists: Sequence[tuple[str, ...]], preferred: tuple[str, ...]) -> list[str]:
@@ -133,7 +140,3 @@ def _shared(lists: Sequence[tuple[str, ...]], preferred: tuple[str, ...]) -> lis
     if preferred:
         return [value for value in preferred if value in common]
     return sorted(common, key=lambda value: (sum(ranked.index(value) for ranked in lists), value))
-
-
-def _nothing_in_common(reason: Reason, message: str) -> NoReturn:
-    guard("TDN-A-NEG-01").refuse(reason, message, NegotiationFailed)

@@ -22,7 +22,7 @@ def expander(dst: bytes, length: int, hash_name: str) -> Callable[[bytes], bytes
     padded = hashlib.new(hash_name, bytes(empty.block_size))  # Z_pad, absorbed once
     tail = length.to_bytes(2, "big") + b"\0" + dst_prime
     tails = [bytes([i]) + dst_prime for i in range(1, blocks + 1)]
-    block = getattr(hashlib, hash_name)
+    block: Callable[[bytes], hashlib._Hash] = getattr(hashlib, hash_name)
 
     def expand(message: bytes) -> bytes:
         first = padded.copy()

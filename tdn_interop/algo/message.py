@@ -64,3 +64,8 @@ class TaskMessage:
 def rows_per_batch(row_bytes: int) -> int:
     """How many rows of this size fit one message below both limits; at least one."""
     return max(1, min(MAX_ROWS, (MAX_MESSAGE_BYTES - _ENVELOPE_BYTES) // row_bytes))
+
+
+def row_count(body: Body) -> int:
+    """Rows of a batch; a key counts as one."""
+    return 1 if isinstance(body, KeyBody) else body.count

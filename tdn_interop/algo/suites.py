@@ -36,9 +36,8 @@ X25519_SHA256_ELL2 = Suite(
     point_bytes=32,
     security_bits=126,  # order of the prime subgroup is about 2^252; Pollard rho takes its root
     leakage=(
-        "Masked points lie on the curve, never on its twist; nothing about an item beyond equality shows"
-        " under the decisional Diffie-Hellman assumption.",
-        "盲化点均位于曲线本体而非扭曲线；在判定性 Diffie-Hellman 假设下，除相等关系外不泄露条目信息。",
+        "Masked points never show on which side, curve or twist, an item was; only equality shows.",
+        "盲化点不会暴露条目位于曲线还是扭曲线；仅泄露相等关系。",
     ),
 )
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from tdn_interop._pb.tdn.algo.v1 import handshake_pb2, psi_pb2
-from tdn_interop.algo.handshake import AlgorithmProposal, Choice, Proposal, check_proposal
+from tdn_interop.algo.handshake import ID_GRAMMAR, AlgorithmProposal, Choice, Proposal, check_proposal
 from tdn_interop.algo.message import (
     DIGEST_BYTES,
     MAX_MESSAGE_BYTES,
@@ -31,7 +31,6 @@ MAX_HANDSHAKE_BYTES = 256 << 10  # 32 algorithms × 64 values × 66 bytes, and r
 MAX_KEY_BYTES = 4096
 MAX_VALUE_BYTES = 8192
 _STAGE = re.compile(r"[a-z][a-z-]{0,31}\Z")
-_ID = re.compile(r"[a-z0-9][a-z0-9./_-]{0,63}\Z")
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -47,8 +46,7 @@ def encode_message(message: TaskMessage) -> bytes:
     )
     match message.body:
         case PointBatch(count, points):
-            wire.points.count, wire.points.points = count, points
-            wire.points.SetInParent()
+            wire.points.CopyFrom(psi_pb2.PointBatch(count=count, points=points))
         case SealedBatch(count, points, sealed, sealed_bytes):
             wire.sealed.CopyFrom(
                 psi_pb2.SealedBatch(count=count, points=points, sealed=sealed, sealed_bytes=sealed_bytes)
@@ -104,7 +102,7 @@ def decode_choice(data: bytes) -> Choice:
     """A choice from bytes; whether it may be accepted, `check_choice` says. Errors: TOO_LARGE, INVALID_REQUEST."""
     wire = _parse(handshake_pb2.Choice, data, MAX_HANDSHAKE_BYTES)
     for name in ("algorithm", "suite", "format"):
-        _valid(_ID.match(getattr(wire, name)), name)
+        _valid(ID_GRAMMAR.match(getattr(wire, name)), name)
     return Choice(wire.algorithm, wire.suite, wire.format)
 
 
@@ -123,7 +121,9 @@ def _valid(ok: object, field: str) -> None:
 
 
 def _rows(count: int, rows: bytes, size: int, field: str) -> None:
-    guard("TDN-A-PSI-13").check(count <= MAX_ROWS, Reason.TOO_LARGE, f"{count} rows in one batch", field=field)
+    guard("TDN-A-PSI-13").check(
+        count <= MAX_ROWS, Reason.TOO_LARGE, f"{count} rows in one batch", field=field
+    )
     guard("TDN-A-PSI-05").check(
         len(rows) == count * size,
         Reason.COUNT_MISMATCH,
