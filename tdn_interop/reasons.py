@@ -232,4 +232,7 @@ class Reason(enum.Enum):
     INTERNAL = _row(93, "INTERNAL", _B.PRODUCT, _R.NO, 70,
         "Something went wrong that should not.", "出现了不应发生的错误。",
         "Send the log line with this correlation id to the maintainers.", "请将带有该关联号的日志行发送给维护者。")
+    STORE_UNAVAILABLE = _row(94, "UNAVAILABLE", _B.OPERATOR, _R.LATER, 3,
+        "The database of the node cannot be used.", "节点数据库无法使用。",
+        "Check that no other process uses it, that the disk has room and that the file may be written.", "请确认没有其他进程占用数据库、磁盘空间充足且文件可写。")
 # fmt: on

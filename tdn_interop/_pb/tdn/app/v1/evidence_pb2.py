@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tdn_interop._pb.tdn.common.v1 import identity_pb2 as tdn_dot_common_dot_v1_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tdn/app/v1/evidence.proto\x12\ntdn.app.v1\x1a\x1ctdn/common/v1/identity.proto\"\xb8\x01\n\x05\x45vent\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x03\x12+\n\x05\x66\x61\x63ts\x18\x05 \x03(\x0b\x32\x1c.tdn.app.v1.Event.FactsEntry\x12\x18\n\x10statement_sha256\x18\x06 \x01(\x0c\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x08TreeHead\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x03\"I\n\rAnchorRequest\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12\x13\n\x0b\x63onsistency\x18\x02 \x03(\x0c\"6\n\x0e\x41nchorResponse\x12$\n\x05links\x18\x01 \x03(\x0b\x32\x15.tdn.app.v1.Inclusion\"M\n\tInclusion\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04path\x18\x02 \x03(\x0c\x12#\n\x04head\x18\x03 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"\x81\x01\n\x0b\x41ttestation\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12$\n\x05\x63hain\x18\x02 \x03(\x0b\x32\x15.tdn.app.v1.Inclusion\x12&\n\x07records\x18\x03 \x03(\x0b\x32\x15.tdn.common.v1.Signed\"\xf6\x01\n\x0e\x45videnceBundle\x12\x0f\n\x07version\x18\x01 \x01(\r\x12&\n\x07verdict\x18\x02 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12\'\n\x08\x63onsents\x18\x03 \x03(\x0b\x32\x15.tdn.common.v1.Signed\x12\x34\n\x0c\x61ttestations\x18\x04 \x03(\x0b\x32\x1e.tdn.app.v1.CompactAttestation\x12&\n\x07records\x18\x05 \x03(\x0b\x32\x15.tdn.common.v1.Signed\x12$\n\x05heads\x18\x06 \x03(\x0b\x32\x15.tdn.common.v1.Signed\"g\n\x12\x43ompactAttestation\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12+\n\x05\x63hain\x18\x02 \x03(\x0b\x32\x1c.tdn.app.v1.CompactInclusion\"=\n\x10\x43ompactInclusion\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04path\x18\x02 \x01(\x0c\x12\x0c\n\x04head\x18\x03 \x01(\r2R\n\x0f\x45videnceService\x12?\n\x06\x41nchor\x12\x19.tdn.app.v1.AnchorRequest\x1a\x1a.tdn.app.v1.AnchorResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tdn/app/v1/evidence.proto\x12\ntdn.app.v1\x1a\x1ctdn/common/v1/identity.proto\"\xb8\x01\n\x05\x45vent\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x03\x12+\n\x05\x66\x61\x63ts\x18\x05 \x03(\x0b\x32\x1c.tdn.app.v1.Event.FactsEntry\x12\x18\n\x10statement_sha256\x18\x06 \x01(\x0c\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"C\n\x08TreeHead\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0c\n\x04root\x18\x03 \x01(\x0c\x12\r\n\x05\x61t_ms\x18\x04 \x01(\x03\"c\n\rAnchorRequest\x12#\n\x04head\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12\x13\n\x0b\x63onsistency\x18\x02 \x03(\x0c\x12\x18\n\x10\x63onsistency_from\x18\x03 \x01(\x04\"^\n\x0e\x41nchorResponse\x12$\n\x05links\x18\x01 \x03(\x0b\x32\x15.tdn.app.v1.Inclusion\x12&\n\x07records\x18\x02 \x03(\x0b\x32\x15.tdn.common.v1.Signed\"M\n\tInclusion\x12\r\n\x05index\x18\x01 \x01(\x04\x12\x0c\n\x04path\x18\x02 \x03(\x0c\x12#\n\x04head\x18\x03 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"\x81\x01\n\x0b\x41ttestation\x12$\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12$\n\x05\x63hain\x18\x02 \x03(\x0b\x32\x15.tdn.app.v1.Inclusion\x12&\n\x07records\x18\x03 \x03(\x0b\x32\x15.tdn.common.v1.Signed\"J\n\x0e\x45videnceBundle\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x16\n\x0e\x63ontent_sha256\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\x0c\"\xb7\x01\n\rBundleContent\x12&\n\x07verdict\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12\'\n\x08\x63onsents\x18\x02 \x03(\x0b\x32\x15.tdn.common.v1.Signed\x12-\n\x0c\x61ttestations\x18\x03 \x03(\x0b\x32\x17.tdn.app.v1.Attestation\x12&\n\x07records\x18\x04 \x03(\x0b\x32\x15.tdn.common.v1.Signed2R\n\x0f\x45videnceService\x12?\n\x06\x41nchor\x12\x19.tdn.app.v1.AnchorRequest\x1a\x1a.tdn.app.v1.AnchorResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,19 +41,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TREEHEAD']._serialized_start=258
   _globals['_TREEHEAD']._serialized_end=325
   _globals['_ANCHORREQUEST']._serialized_start=327
-  _globals['_ANCHORREQUEST']._serialized_end=400
-  _globals['_ANCHORRESPONSE']._serialized_start=402
-  _globals['_ANCHORRESPONSE']._serialized_end=456
-  _globals['_INCLUSION']._serialized_start=458
-  _globals['_INCLUSION']._serialized_end=535
-  _globals['_ATTESTATION']._serialized_start=538
-  _globals['_ATTESTATION']._serialized_end=667
-  _globals['_EVIDENCEBUNDLE']._serialized_start=670
-  _globals['_EVIDENCEBUNDLE']._serialized_end=916
-  _globals['_COMPACTATTESTATION']._serialized_start=918
-  _globals['_COMPACTATTESTATION']._serialized_end=1021
-  _globals['_COMPACTINCLUSION']._serialized_start=1023
-  _globals['_COMPACTINCLUSION']._serialized_end=1084
-  _globals['_EVIDENCESERVICE']._serialized_start=1086
-  _globals['_EVIDENCESERVICE']._serialized_end=1168
+  _globals['_ANCHORREQUEST']._serialized_end=426
+  _globals['_ANCHORRESPONSE']._serialized_start=428
+  _globals['_ANCHORRESPONSE']._serialized_end=522
+  _globals['_INCLUSION']._serialized_start=524
+  _globals['_INCLUSION']._serialized_end=601
+  _globals['_ATTESTATION']._serialized_start=604
+  _globals['_ATTESTATION']._serialized_end=733
+  _globals['_EVIDENCEBUNDLE']._serialized_start=735
+  _globals['_EVIDENCEBUNDLE']._serialized_end=809
+  _globals['_BUNDLECONTENT']._serialized_start=812
+  _globals['_BUNDLECONTENT']._serialized_end=995
+  _globals['_EVIDENCESERVICE']._serialized_start=997
+  _globals['_EVIDENCESERVICE']._serialized_end=1079
 # @@protoc_insertion_point(module_scope)

@@ -125,23 +125,29 @@ class AnchorRequest(_message.Message):
 
     HEAD_FIELD_NUMBER: _builtins.int
     CONSISTENCY_FIELD_NUMBER: _builtins.int
+    CONSISTENCY_FROM_FIELD_NUMBER: _builtins.int
+    consistency_from: _builtins.int
+    """Size of the head that the callee anchored last. 0 when the caller does not know of one; the refusal
+    STATE_CONFLICT names the right size in its metadata (`lastSize`), and the caller proves from there.
+    """
     @_builtins.property
     def head(self) -> _identity_pb2.Signed:
         """A TreeHead signed by the caller."""
 
     @_builtins.property
     def consistency(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """Proof that the last anchored head of the caller is a prefix of this one (RFC 9162 section 2.1.4)."""
+        """Proof that the log of size `consistency_from` is a prefix of this one (RFC 9162 section 2.1.4)."""
 
     def __init__(
         self,
         *,
         head: _identity_pb2.Signed | None = ...,
         consistency: _abc.Iterable[_builtins.bytes] | None = ...,
+        consistency_from: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "head", b"head"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consistency", b"consistency", "consistency_from", b"consistency_from", "head", b"head"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -154,18 +160,24 @@ class AnchorResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LINKS_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___Inclusion]:
         """One link for each log above the caller, nearest first."""
+
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
+        """NodeRecords of the nodes that keep these logs, signed by the top."""
 
     def __init__(
         self,
         *,
         links: _abc.Iterable[Global___Inclusion] | None = ...,
+        records: _abc.Iterable[_identity_pb2.Signed] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "records", b"records"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -216,7 +228,7 @@ class Attestation(_message.Message):
     RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def event(self) -> _identity_pb2.Signed:
-        """An Event signed by the party."""
+        """An Event of kind `job.verdict` signed by the party, about the verdict."""
 
     @_builtins.property
     def chain(self) -> _containers.RepeatedCompositeFieldContainer[Global___Inclusion]:
@@ -226,7 +238,9 @@ class Attestation(_message.Message):
 
     @_builtins.property
     def records(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
-        """NodeRecords of the party and of the hubs in the chain, signed by the top."""
+        """NodeRecords of the party and of the hubs in the chain, signed by the top. Empty in a bundle, which has
+        them once for all.
+        """
 
     def __init__(
         self,
@@ -245,114 +259,77 @@ Global___Attestation: _TypeAlias = Attestation  # noqa: Y015
 
 @_typing.final
 class EvidenceBundle(_message.Message):
-    """Everything that proves one job, at most 8,192 bytes, verifiable with the identity key of the top alone."""
+    """Everything that proves one job, at most 8,192 bytes, verifiable with the identity key of the top alone.
+
+    Canonical: fields in order, nothing unknown, so that a bundle and its content have one form each.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     VERSION_FIELD_NUMBER: _builtins.int
-    VERDICT_FIELD_NUMBER: _builtins.int
-    CONSENTS_FIELD_NUMBER: _builtins.int
-    ATTESTATIONS_FIELD_NUMBER: _builtins.int
-    RECORDS_FIELD_NUMBER: _builtins.int
-    HEADS_FIELD_NUMBER: _builtins.int
+    CONTENT_SHA256_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
     version: _builtins.int
     """Format version, 1."""
-    @_builtins.property
-    def verdict(self) -> _identity_pb2.Signed:
-        """A Verdict signed by the coordinator."""
-
-    @_builtins.property
-    def consents(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
-        """Signed Consent of each party, in the order of the statements of the verdict."""
-
-    @_builtins.property
-    def attestations(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompactAttestation]:
-        """One for each party, in the order of the statements of the verdict. Records stand in `records`, and heads
-        that several parties share stand in `heads`.
-        """
-
-    @_builtins.property
-    def records(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
-        """Every NodeRecord that is needed, once."""
-
-    @_builtins.property
-    def heads(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
-        """Every signed TreeHead that is needed, once."""
-
+    content_sha256: _builtins.bytes
+    """SHA-256 of `content`: tells a damaged file from a forged one."""
+    content: _builtins.bytes
+    """A serialized BundleContent, compressed (zlib, RFC 1950), at most 65,536 bytes before. Names, digests, heads
+    and tree nodes that several statements share cost almost nothing in this form.
+    """
     def __init__(
         self,
         *,
         version: _builtins.int = ...,
-        verdict: _identity_pb2.Signed | None = ...,
-        consents: _abc.Iterable[_identity_pb2.Signed] | None = ...,
-        attestations: _abc.Iterable[Global___CompactAttestation] | None = ...,
-        records: _abc.Iterable[_identity_pb2.Signed] | None = ...,
-        heads: _abc.Iterable[_identity_pb2.Signed] | None = ...,
+        content_sha256: _builtins.bytes = ...,
+        content: _builtins.bytes = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestations", b"attestations", "consents", b"consents", "heads", b"heads", "records", b"records", "verdict", b"verdict", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "content_sha256", b"content_sha256", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___EvidenceBundle: _TypeAlias = EvidenceBundle  # noqa: Y015
 
 @_typing.final
-class CompactAttestation(_message.Message):
-    """An attestation whose records and heads are stored once for all."""
+class BundleContent(_message.Message):
+    """What a bundle says. Lists are sorted by node id, without repetition."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    EVENT_FIELD_NUMBER: _builtins.int
-    CHAIN_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    CONSENTS_FIELD_NUMBER: _builtins.int
+    ATTESTATIONS_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def event(self) -> _identity_pb2.Signed:
-        """An Event signed by the party."""
+    def verdict(self) -> _identity_pb2.Signed:
+        """A Verdict signed by the coordinator."""
 
     @_builtins.property
-    def chain(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompactInclusion]:
-        """The chain, from the party's log to the top's."""
+    def consents(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
+        """Signed Consents: of every party when the job succeeded, else of those who gave one."""
+
+    @_builtins.property
+    def attestations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attestation]:
+        """Attestations: of every party when the job succeeded, else of the coordinator and those who could be reached."""
+
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
+        """NodeRecords of every node that signed something here, except the top. None that is not needed."""
 
     def __init__(
         self,
         *,
-        event: _identity_pb2.Signed | None = ...,
-        chain: _abc.Iterable[Global___CompactInclusion] | None = ...,
+        verdict: _identity_pb2.Signed | None = ...,
+        consents: _abc.Iterable[_identity_pb2.Signed] | None = ...,
+        attestations: _abc.Iterable[Global___Attestation] | None = ...,
+        records: _abc.Iterable[_identity_pb2.Signed] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chain", b"chain", "event", b"event"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attestations", b"attestations", "consents", b"consents", "records", b"records", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___CompactAttestation: _TypeAlias = CompactAttestation  # noqa: Y015
-
-@_typing.final
-class CompactInclusion(_message.Message):
-    """An inclusion whose head is stored once for all."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    INDEX_FIELD_NUMBER: _builtins.int
-    PATH_FIELD_NUMBER: _builtins.int
-    HEAD_FIELD_NUMBER: _builtins.int
-    index: _builtins.int
-    """Index of the leaf."""
-    path: _builtins.bytes
-    """Inclusion path, leaf to root, 32 bytes each, joined."""
-    head: _builtins.int
-    """Index into `heads` of the bundle."""
-    def __init__(
-        self,
-        *,
-        index: _builtins.int = ...,
-        path: _builtins.bytes = ...,
-        head: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["head", b"head", "index", b"index", "path", b"path"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CompactInclusion: _TypeAlias = CompactInclusion  # noqa: Y015
+Global___BundleContent: _TypeAlias = BundleContent  # noqa: Y015

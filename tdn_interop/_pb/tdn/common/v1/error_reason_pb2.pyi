@@ -134,6 +134,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """This node does not offer that."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 93
     """Something went wrong that should not."""
+    ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 94
+    """The database of the node cannot be used."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why something was refused. Messages carry the name without its prefix, such as `NO_ROUTE`.
@@ -252,4 +254,6 @@ ERROR_REASON_UNSUPPORTED: ErrorReason.ValueType  # 92
 """This node does not offer that."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 93
 """Something went wrong that should not."""
+ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 94
+"""The database of the node cannot be used."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

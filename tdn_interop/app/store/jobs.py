@@ -1,0 +1,94 @@
+"""Jobs and what is known of their parties."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from tdn_interop.app.store import rows, tables
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """One job. `failure` is JSON of a failure (any: it is stored as it comes), times are 0 before they happen."""
+
+    job_id: str
+    role: str
+    coordinator: str
+    flow: bytes
+    flow_sha256: bytes
+    state: str
+    party_state: str
+    created_at_ms: int
+    updated_at_ms: int
+    epoch: int = 0
+    agreement: bytes | None = None
+    algorithm: str = ""
+    suite: str = ""
+    failure: Mapping[str, Any] | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+    hops: int = 0
+    verdict: bytes | None = None
+    bundle: bytes | None = None
+    ended_at_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobPartyRow:
+    """What one party has said in a job; serialized statements, absent until they come."""
+
+    job_id: str
+    party: str
+    state: str
+    decision: bytes | None = None
+    offer: bytes | None = None
+    record: bytes | None = None
+    consent: bytes | None = None
+    statement: bytes | None = None
+    attestation: bytes | None = None
+
+
+def put(connection: sa.Connection, job: JobRow) -> None:
+    """Write a job."""
+    rows.put(connection, tables.jobs, job)
+
+
+def get(connection: sa.Connection, job_id: str) -> JobRow | None:
+    """The job, or None."""
+    return rows.first(connection, JobRow, sa.select(tables.jobs).where(tables.jobs.c.job_id == job_id))
+
+
+def starting_with(connection: sa.Connection, start: str) -> list[JobRow]:
+    """Jobs whose id starts with `start` (hexadecimal): an unambiguous start finds one."""
+    j = tables.jobs.c
+    query = sa.select(tables.jobs).where(j.job_id.startswith(start, autoescape=True)).order_by(j.job_id)
+    return rows.select(connection, JobRow, query)
+
+
+def every(connection: sa.Connection) -> list[JobRow]:
+    """All jobs, newest first."""
+    j = tables.jobs.c
+    return rows.select(connection, JobRow, sa.select(tables.jobs).order_by(j.created_at_ms.desc(), j.job_id))
+
+
+def in_states(connection: sa.Connection, states: Sequence[str]) -> list[JobRow]:
+    """Jobs in one of `states`, oldest first: what a restarted node takes up again."""
+    j = tables.jobs.c
+    query = sa.select(tables.jobs).where(j.state.in_(states)).order_by(j.created_at_ms, j.job_id)
+    return rows.select(connection, JobRow, query)
+
+
+def put_party(connection: sa.Connection, party: JobPartyRow) -> None:
+    """Write what is known of a party. The job must be there."""
+    rows.put(connection, tables.job_parties, party)
+
+
+def parties(connection: sa.Connection, job_id: str) -> list[JobPartyRow]:
+    """The parties of a job, by node id."""
+    p = tables.job_parties.c
+    return rows.select(
+        connection, JobPartyRow, sa.select(tables.job_parties).where(p.job_id == job_id).order_by(p.party)
+    )

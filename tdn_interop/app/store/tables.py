@@ -1,0 +1,120 @@
+"""Every table of a node, in one place. Portable column types only: SQLite by default, PostgreSQL by URL.
+
+Ids are text, times integer milliseconds since the epoch, signed statements serialized
+`tdn.common.v1.Signed`. The migrations build the same schema; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import sqlalchemy as sa
+
+METADATA = sa.MetaData(naming_convention={
+    "pk": "pk_%(table_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s", "ix": "ix_%(table_name)s_%(column_0_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+})  # fmt: skip
+
+
+class JsonText(sa.types.TypeDecorator[Any]):
+    """JSON as text, the same bytes for the same value; lists come back as tuples, so that rows can be frozen."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: sa.Dialect) -> str | None:
+        """To the database."""
+        del dialect
+        return None if value is None else json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> Any:
+        """From the database."""
+        del dialect
+        found = None if value is None else json.loads(value)
+        return tuple(found) if isinstance(found, list) else found
+
+
+def _column(kind: Any, **fixed: Any) -> Callable[..., sa.Column[Any]]:
+    return lambda name, *args, **more: sa.Column(name, kind, *args, **{"nullable": False, **fixed, **more})
+
+
+_text, _blob, _json = _column(sa.Text), _column(sa.LargeBinary), _column(JsonText)
+_number, _moment = _column(sa.Integer), _column(sa.BigInteger)
+_count = _column(sa.BigInteger)
+
+# Who enrolled at this hub or top. `record` is the NodeRecord signed by the top, null before it exists.
+members = sa.Table(
+    "members", METADATA,
+    _text("node_id", primary_key=True), _text("role"), _blob("identity_key"), _text("state"),
+    _blob("record", nullable=True), _moment("enrolled_at_ms"),
+)  # fmt: skip
+
+# Enrolment tokens; only the digest of a secret is kept.
+tokens = sa.Table(
+    "tokens", METADATA,
+    _blob("secret_sha256", primary_key=True), _text("node_id"), _text("role"), _moment("expires_at_ms"),
+    _moment("used_at_ms", nullable=True),
+)  # fmt: skip
+
+# Identity keys seen once; they stay.
+pins = sa.Table(
+    "pins", METADATA,
+    _text("node_id", primary_key=True), _blob("identity_key"), _moment("pinned_at_ms"),
+)  # fmt: skip
+
+# Versions of resources; immutable. `salt` never leaves the node: it hides `sha256` in commitments.
+resources = sa.Table(
+    "resources", METADATA,
+    _text("id", primary_key=True), _text("name"), _number("version"), _text("path"), _text("encoding"),
+    _text("delimiter"), _json("columns"), _json("keys"), _count("rows"), _count("size_bytes"), _text("sha256"),
+    _blob("salt"), _moment("registered_at_ms"), _count("distinct_keys"), _count("duplicate_rows"),
+    _count("empty_rows"), sa.UniqueConstraint("name", "version"),
+)  # fmt: skip
+
+# Jobs as this node sees them. `role` is coordinator (which is also a party) or party.
+jobs = sa.Table(
+    "jobs", METADATA,
+    _text("job_id", primary_key=True), _text("role"), _text("coordinator"), _blob("flow"), _blob("flow_sha256"),
+    _text("state"), _text("party_state"), _number("epoch"), _blob("agreement", nullable=True), _text("algorithm"),
+    _text("suite"), _json("failure", nullable=True), _json("facts"), _number("hops"),
+    _blob("verdict", nullable=True), _blob("bundle", nullable=True), _moment("created_at_ms"),
+    _moment("updated_at_ms"), _moment("ended_at_ms"),
+    sa.Index(None, "state"),
+)  # fmt: skip
+
+# What the coordinator, or an observer of the agreement, holds of each party.
+job_parties = sa.Table(
+    "job_parties", METADATA,
+    _text("job_id", sa.ForeignKey("jobs.job_id"), primary_key=True), _text("party", primary_key=True),
+    _text("state"), *(_blob(name, nullable=True) for name in (
+        "decision", "offer", "record", "consent", "statement", "attestation",
+    )),
+)  # fmt: skip
+
+# The evidence log. `root` is the root of the tree that ends with this leaf: it tells which record was touched.
+log_leaves = sa.Table(
+    "log_leaves", METADATA,
+    _count("idx", primary_key=True, autoincrement=False), _blob("leaf"), _blob("leaf_hash"), _blob("root"),
+    _text("kind"), _text("subject", index=True), _moment("at_ms"),
+)  # fmt: skip
+
+# The last head of each log kept here; a node keeps one log, its own.
+log_heads = sa.Table(
+    "log_heads", METADATA,
+    _text("node", primary_key=True), _count("size"), _blob("head"),
+)  # fmt: skip
+
+# Heads of children's logs that are leaves of ours.
+log_anchors = sa.Table(
+    "log_anchors", METADATA,
+    _text("node", primary_key=True), _count("size", primary_key=True, autoincrement=False), _blob("root"),
+    _count("leaf_index"),
+)  # fmt: skip
+
+# What relays signed about tunnels.
+receipts = sa.Table(
+    "receipts", METADATA,
+    _blob("tunnel_id", primary_key=True), _text("relay", primary_key=True), _blob("signed"),
+)  # fmt: skip
