@@ -87,6 +87,11 @@ class Timeouts:
     run_s: _Seconds = 3_600  # to compute
     stop_s: _Seconds = 60  # to state the outcome when the job is being stopped
 
+    @property
+    def total_s(self) -> int:
+        """An upper limit for a whole job: store, decide, admit, prepare, run, deliver, stop."""
+        return self.approval_s + 4 * self.step_s + self.run_s + self.stop_s
+
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class FlowSpec:
