@@ -20,7 +20,7 @@ import numpy as np
 from tdn_interop.algo.curve25519 import Points
 from tdn_interop.algo.kernel import Kernel
 from tdn_interop.algo.machine import Effect, Event, LocalEvent, Machine, Table
-from tdn_interop.algo.message import Body, TaskMessage, row_count
+from tdn_interop.algo.message import Body, KeyBody, TaskMessage, row_count
 from tdn_interop.errors import ConfigError, LocalProtocolError, PeerProtocolError, Reason, TdnError, guard
 
 Entropy = Callable[[int], bytes]
@@ -168,6 +168,8 @@ class Inbound:
         order.check(not self.closed, Reason.BATCH_ORDER, f"{stage}: batch {index} after the last")
         order.check(index == self._next, Reason.BATCH_ORDER, f"{stage}: batch {index}, {self._next} is next")
         order.check(isinstance(message.body, self._kind), Reason.INVALID_REQUEST, f"{stage}: another body")
+        whole = message.last or not isinstance(message.body, KeyBody)
+        order.check(whole, Reason.BATCH_ORDER, f"{stage}: a key is one batch, the last")
         count = row_count(message.body)
         order.check(count or message.last, Reason.BATCH_ORDER, f"{stage}: batch {index} is empty, not last")
         self.rows += count

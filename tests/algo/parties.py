@@ -57,9 +57,7 @@ def two_party(
     }
 
 
-def external(
-    a: Sequence[bytes], b: Sequence[bytes], seed: object = 0, **changes
-) -> dict[str, TaskMachine]:
+def external(a: Sequence[bytes], b: Sequence[bytes], seed: object = 0, **changes) -> dict[str, TaskMachine]:
     sets = {HOLDER_A: a, HOLDER_B: b, RECEIVER: ()}
     return {
         role: PSI_ECDH_EXTERNAL.machine(role, task((seed, role), **changes), items, frozenset({RECEIVER}))

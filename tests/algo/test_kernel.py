@@ -16,7 +16,16 @@ VECTORS = Path(__file__).parent.parent / "vectors"
 RFC7748 = json.loads((VECTORS / "rfc7748.json").read_text())
 RFC8032 = json.loads((VECTORS / "rfc8032.json").read_text())
 OWN = json.loads((VECTORS / "x25519-sha256-ell2.json").read_text())
-EDGES = [2, 9, reference.P - 2, (reference.P - 1) // 2, (reference.P + 1) // 2, 2**254, 2**64, 2**255 - 20 - 18]
+EDGES = [
+    2,
+    9,
+    reference.P - 2,
+    (reference.P - 1) // 2,
+    (reference.P + 1) // 2,
+    2**254,
+    2**64,
+    2**255 - 20 - 18,
+]
 
 every_kernel = pytest.mark.parametrize("kernel", kernels(X25519_SHA256_ELL2), ids=lambda kernel: kernel.name)
 
@@ -115,7 +124,12 @@ def test_a_bad_point_is_refused_at_every_position(kernel, bad, position):
 @every_kernel
 @pytest.mark.parametrize(
     "points",
-    [np.zeros((2, 31), np.uint8), np.zeros(64, np.uint8), np.ones((2, 32), np.int8), np.ones((1, 2, 32), np.uint8)],
+    [
+        np.zeros((2, 31), np.uint8),
+        np.zeros(64, np.uint8),
+        np.ones((2, 32), np.int8),
+        np.ones((1, 2, 32), np.uint8),
+    ],
     ids=["short rows", "flat", "signed", "nested"],
 )
 def test_a_wrong_shape_or_type_is_refused(kernel, points):
