@@ -87,6 +87,16 @@ def has_reason(error: grpc.aio.AioRpcError) -> bool:
     return _stated(error) is not None
 
 
+def named_error(
+    name: str, message: str, requirement: str, metadata: Mapping[str, str], kind: str = ""
+) -> TdnError:
+    """The error behind what travels: a name of the table, or INTERNAL for a name this version does not know."""
+    reason = Reason.__members__.get(name, Reason.INTERNAL)
+    error = _KINDS.get(kind, TdnError)(reason, message, requirement)
+    error.metadata = dict(metadata)  # not by keyword: a peer's names may be those of our parameters
+    return error
+
+
 @contextlib.contextmanager
 def rpc_errors() -> Iterator[None]:
     """Around calls to other nodes: what gRPC raises leaves as a TdnError."""
@@ -98,21 +108,11 @@ def rpc_errors() -> Iterator[None]:
 
 def _stated(error: grpc.aio.AioRpcError) -> TdnError | None:
     for info in _error_infos(error):
-        known = info.domain == DOMAIN and info.reason in Reason.__members__
-        if known:
+        if info.domain == DOMAIN and info.reason in Reason.__members__:
             metadata = dict(info.metadata)
-            reason, requirement = Reason[info.reason], metadata.pop(_REQUIREMENT, "")
-            kind = _KINDS.get(metadata.pop(_KIND, ""), TdnError)
-            return _rebuilt(kind, reason, error.details() or "", requirement, metadata)
+            requirement, kind = metadata.pop(_REQUIREMENT, ""), metadata.pop(_KIND, "")
+            return named_error(info.reason, error.details() or "", requirement, metadata, kind)
     return None
-
-
-def _rebuilt(
-    kind: type[TdnError], reason: Reason, message: str, requirement: str, metadata: Mapping[str, str]
-) -> TdnError:
-    error = kind(reason, message, requirement)
-    error.metadata = dict(metadata)  # names of a peer may collide with parameter names
-    return error
 
 
 def _error_infos(error: grpc.aio.AioRpcError) -> Iterator[error_details_pb2.ErrorInfo]:

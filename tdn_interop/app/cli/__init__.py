@@ -1,0 +1,88 @@
+"""`tdn`, the command line of a node: nouns and verbs, data on stdout, everything else on stderr.
+
+A new group of commands is a module with a `typer.Typer` named `app` and one line in `_GROUPS`. Modules
+here import nothing slow; what a command alone needs, it imports itself.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tdn_interop.app.cli import adapters, channels, enrolment, evidence, jobs, network, nodes, resources
+from tdn_interop.app.cli.invocation import Invocation, invocation
+from tdn_interop.app.cli.options import Options, in_front
+from tdn_interop.errors import LocalProtocolError, Reason, TdnError
+
+_GROUPS = {
+    "node": nodes.app,
+    "enrol": enrolment.app,
+    "route": network.app,
+    "resource": resources.app,
+    "job": jobs.app,
+    "evidence": evidence.app,
+    "channel": channels.app,
+    "adapter": adapters.app,
+}
+
+app = typer.Typer(
+    name="tdn", no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False,
+    epilog="The options of this page may stand anywhere on the command line.",
+)  # fmt: skip
+for _name, _group in _GROUPS.items():
+    app.add_typer(_group, name=_name)
+app.command("ping", epilog="Example: tdn ping bank-b.zhejiang.cn")(network.ping)
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Configuration of the node; node.toml here if not given."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON on stdout, errors as JSON on stderr.")] = False,
+    lang: Annotated[Literal["en", "zh"], typer.Option(help="Language of messages.")] = "en",
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show where an error comes from.")] = False,
+) -> None:
+    """Interoperation of privacy-computing platforms: one node, its data, its jobs, its evidence."""
+    invocation(context).options = Options(config, json, lang, verbose)
+
+
+def main() -> None:
+    """Entry point of the command `tdn`."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code. Errors end here: they are printed, none is raised."""
+    tdn = Invocation()
+    try:
+        typer.main.get_command(app).main(in_front(arguments), prog_name="tdn", obj=tdn)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if code == INTERRUPTED:
+            tdn.output.interrupted()
+        return code
+    except TdnError as error:
+        return _report(tdn, error)
+    except Exception as error:  # noqa: BLE001  the boundary: whatever it is, the user gets one clear message
+        correlation = uuid.uuid4().hex
+        words = f"{type(error).__name__}, correlation id {correlation}"
+        return _report(tdn, LocalProtocolError(Reason.INTERNAL, words, correlation=correlation))
+    return 0
+
+
+INTERRUPTED = 130  # what a shell reports after SIGINT
+
+
+def _report(tdn: Invocation, error: TdnError) -> int:
+    if tdn.options.verbose:
+        tdn.output.traceback()
+    tdn.output.error(error)
+    return error.exit_code

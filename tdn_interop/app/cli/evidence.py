@@ -1,0 +1,46 @@
+"""`tdn evidence`: verify what others show, offline."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tdn_interop.app.cli.invocation import invocation, read_file
+from tdn_interop.errors import ConfigError, Reason, guard
+
+_KEY = re.compile(r"[0-9a-fA-F]{64}\Z")
+
+app = typer.Typer(help="Verify evidence, offline.", no_args_is_help=True)
+
+
+@app.command("verify", epilog="Example: tdn evidence verify job.bundle --top-key top.key")
+def verify(
+    context: typer.Context,
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="File from job bundle.")],
+    top_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE_OR_HEX", help="Identity key of the top: 64 hexadecimal digits, or a file with them."
+        ),
+    ] = None,
+) -> None:
+    """Verify an evidence bundle with the key of its top; without --top-key, with the key this node trusts."""
+    from tdn_interop.app.evidence import bundle as bundles  # noqa: PLC0415  loads the cryptography
+
+    tdn = invocation(context)
+    key = _key(top_key) if top_key else tdn.trusted_top_key()
+    verified = bundles.verify(read_file(bundle), key)
+    tdn.output.data(bundles.describe(verified))
+    tdn.output.note("bundle_verified")
+
+
+def _key(text: str) -> bytes:
+    """The 32 bytes of an identity key. Errors: INPUT_INVALID."""
+    digits = text if _KEY.match(text) else read_file(Path(text)).decode("ascii", "replace").strip()
+    guard("TDN-X-CLI-01").check(
+        _KEY.match(digits), Reason.INPUT_INVALID, f"{text} holds no 64 hexadecimal digits", ConfigError
+    )
+    return bytes.fromhex(digits)

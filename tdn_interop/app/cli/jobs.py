@@ -1,0 +1,122 @@
+"""`tdn job`: propose, decide, watch and end jobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tdn_interop.app.cli import arguments
+from tdn_interop.app.cli.invocation import Invocation, invocation, read_file, write_new_file
+from tdn_interop.errors import ConfigError, Reason, guard
+
+_COLUMNS = ["job_id", "flow", "state", "party_state", "progress", "coordinator", "created_at_ms"]
+
+app = typer.Typer(help="Propose, decide, watch and end jobs.", no_args_is_help=True)
+
+
+@app.command("run", epilog="Example: tdn job run flow.toml --no-wait")
+def run(
+    context: typer.Context,
+    flow: Annotated[Path, typer.Argument(metavar="FLOW.toml", help="The flow.")],
+    wait: Annotated[
+        bool, typer.Option(help="Wait for the end; the exit code then tells how it ended.")
+    ] = True,
+) -> None:
+    """Propose a job to its parties."""
+    tdn = invocation(context)
+    text = _flow_text(flow)
+    started = tdn.ask(lambda node: node.run_job(text))
+    if wait:
+        _to_the_end(tdn, started["job_id"], each_change=False)
+    else:
+        tdn.output.data(started, lambda document: tdn.output.line(document["job_id"]))
+
+
+@app.command("watch", epilog="Example: tdn job watch 3f2a --json")
+def watch(context: typer.Context, job: arguments.Job) -> None:
+    """Show a job at each change until it ends; the exit code tells how it ended."""
+    _to_the_end(invocation(context), job, each_change=True)
+
+
+@app.command("approve", epilog="Example: tdn job approve 3f2a --comment 'as agreed in May'")
+def approve(
+    context: typer.Context,
+    job: arguments.Job,
+    refuse: Annotated[bool, typer.Option("--refuse", help="Refuse the job instead.")] = False,
+    comment: arguments.Comment = "",
+) -> None:
+    """Decide on a job that waits for a human."""
+    tdn = invocation(context)
+    tdn.ask(lambda node: node.decide(job, comment, approve=not refuse))
+    key = "decided_no" if refuse else "decided_yes"
+    tdn.output.data({"job_id": job, "approved": not refuse}, lambda _: tdn.output.note(key, job=job))
+
+
+@app.command("ls", epilog="Example: tdn job ls --json")
+def ls(context: typer.Context) -> None:
+    """List the jobs this node takes part in, newest first."""
+    tdn = invocation(context)
+    tdn.output.data(
+        tdn.ask(lambda node: node.jobs()),
+        lambda found: tdn.output.table(found["jobs"], _COLUMNS, lambda job: job["failure"] is not None),
+    )
+
+
+@app.command("show", epilog="Example: tdn job show 3f2a")
+def show(context: typer.Context, job: arguments.Job) -> None:
+    """Show one job."""
+    tdn = invocation(context)
+    tdn.output.data(tdn.ask(lambda node: node.job(job)))
+
+
+@app.command("cancel", epilog="Example: tdn job cancel 3f2a --comment 'wrong file'")
+def cancel(context: typer.Context, job: arguments.Job, comment: arguments.Comment = "") -> None:
+    """Cancel a job at every party."""
+    tdn = invocation(context)
+    tdn.ask(lambda node: node.cancel(job, comment))
+    tdn.output.data({"job_id": job}, lambda _: tdn.output.note("cancelled", job=job))
+
+
+@app.command("bundle", epilog="Example: tdn job bundle 3f2a --out job.bundle")
+def bundle(context: typer.Context, job: arguments.Job, out: arguments.NewFile) -> None:
+    """Write the evidence bundle of a job that has ended."""
+    tdn = invocation(context)
+    content, top_key = tdn.ask(lambda node: node.bundle(job))
+    write_new_file(out, content)
+    tdn.output.data({"out": str(out), "bytes": len(content), "top_identity_key": top_key.hex()})
+
+
+def _flow_text(flow: Path) -> str:
+    try:
+        return read_file(flow).decode()
+    except UnicodeDecodeError:
+        words = f"{flow} is not UTF-8 text"
+        guard("TDN-X-CLI-01").refuse(Reason.INPUT_INVALID, words, ConfigError)
+
+
+def _to_the_end(tdn: Invocation, job: str, *, each_change: bool) -> None:
+    """Follow the job, print it when it has ended (as JSON also before, if `each_change`), leave with its failure."""
+    stream = each_change and tdn.options.json
+    with tdn.output.waiting() as show:
+        try:
+            last = tdn.follow(
+                lambda node: node.watch(job),
+                tdn.output.data if stream else lambda seen: show(seen["state"], seen["progress"]),
+                complete=lambda seen: seen["ended_at_ms"] > 0,
+            )
+        except KeyboardInterrupt:
+            tdn.output.note("job_goes_on", job=job)
+            raise
+    if not stream:
+        tdn.output.data(last)
+    _raise_failure(last)
+
+
+def _raise_failure(job: dict[str, Any]) -> None:
+    from tdn_interop.app.cli.client import failure_of  # noqa: PLC0415  loads gRPC
+
+    failure = failure_of(job)
+    if failure is not None:
+        raise failure

@@ -1,0 +1,42 @@
+"""`tdn ping` and `tdn route`: whether and how another node is reached."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tdn_interop.app.cli import arguments
+from tdn_interop.app.cli.invocation import invocation
+
+app = typer.Typer(help="See how another node is reached.", no_args_is_help=True)
+
+
+def ping(
+    context: typer.Context,
+    node: arguments.Node,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, max=600, metavar="SECONDS", help="How long to wait.")
+    ] = 10,
+) -> None:
+    """Open a channel to NODE, end to end, and measure the round trip."""
+    tdn = invocation(context)
+    tdn.output.data(tdn.ask(lambda client: client.ping(node, timeout)))
+    tdn.output.note("fingerprint")
+
+
+@app.command("lookup", epilog="Example: tdn route lookup bank-b.zhejiang.cn/loans")
+def lookup(
+    context: typer.Context,
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NODE|RESOURCE",
+            callback=arguments.usage(arguments.node_or_resource),
+            help="Node or resource id.",
+        ),
+    ],
+) -> None:
+    """Find the route to a node or to the owner of a resource."""
+    tdn = invocation(context)
+    tdn.output.data(tdn.ask(lambda node: node.route(name)))

@@ -1,0 +1,136 @@
+"""What the command line says, in English and Chinese. Sentences about errors are in `reasons.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tdn_interop.reasons import Blame
+
+LANGUAGES = ("en", "zh")
+
+# Labels of the fields of documents; English and Chinese.
+_LABELS = {
+    "advice": ("advice", "建议"),
+    "algorithm": ("algorithm", "算法"),
+    "bytes": ("size", "大小"),
+    "certificate_expires_at_ms": ("certificate ends", "证书到期"),
+    "columns": ("columns", "列"),
+    "coordinator": ("coordinator", "协调方"),
+    "created_at_ms": ("created", "创建时间"),
+    "delimiter": ("delimiter", "分隔符"),
+    "destination": ("destination", "目的节点"),
+    "detail": ("detail", "详情"),
+    "distinct_keys": ("distinct keys", "不同键数"),
+    "duplicate_rows": ("duplicate rows", "重复行数"),
+    "empty_rows": ("rows with an empty key", "空键行数"),
+    "encoding": ("encoding", "编码"),
+    "ended_at_ms": ("ended", "结束时间"),
+    "expires_at_ms": ("valid until", "有效期至"),
+    "facts": ("facts of this node", "本节点事实"),
+    "failure": ("failure", "失败原因"),
+    "flow": ("flow", "流程"),
+    "flow_sha256": ("flow SHA-256", "流程 SHA-256"),
+    "format": ("format", "格式"),
+    "hops": ("relays", "中继"),
+    "id": ("id", "标识"),
+    "identity_sha256": ("identity SHA-256", "身份 SHA-256"),
+    "job_id": ("job", "作业"),
+    "keys": ("keys", "键"),
+    "linked": ("linked to parent", "已连接上级"),
+    "listen": ("listens on", "监听地址"),
+    "log_size": ("evidence log size", "存证日志条数"),
+    "members": ("members", "成员"),
+    "name": ("name", "名称"),
+    "node_id": ("node", "节点"),
+    "ok": ("ok", "正常"),
+    "out": ("file", "文件"),
+    "parent": ("parent", "上级节点"),
+    "parties": ("parties", "参与方"),
+    "party_state": ("own part", "本方状态"),
+    "path": ("path", "路径"),
+    "peers": ("open sessions", "已建会话"),
+    "progress": ("progress", "进度"),
+    "received_bytes": ("received", "已接收"),
+    "recipients": ("recipients", "结果接收方"),
+    "registered_at_ms": ("registered", "登记时间"),
+    "role": ("role", "角色"),
+    "round_trip_ms": ("round trip", "往返时延"),
+    "rows": ("rows", "行数"),
+    "sender": ("sender", "发送方"),
+    "sent_bytes": ("sent", "已发送"),
+    "sha256": ("SHA-256", "SHA-256"),
+    "state": ("state", "状态"),
+    "suite": ("suite", "算法套件"),
+    "top_identity_key": ("identity key of the top", "顶级节点身份公钥"),
+    "uptime_s": ("uptime", "运行时长"),
+    "value": ("loads", "加载项"),
+}
+
+_SENTENCES = {
+    "adapter_broken": ("broken: {why}", "损坏：{why}"),
+    "blame": ("fault", "责任"),
+    "bundle_verified": ("The evidence holds.", "存证验证通过。"),
+    "cancelled": ("Job {job} is being cancelled.", "正在取消作业 {job}。"),
+    "decided_no": ("Job {job} is refused.", "已拒绝作业 {job}。"),
+    "decided_yes": ("Job {job} is approved.", "已同意作业 {job}。"),
+    "details": ("details", "详情"),
+    "error": ("error", "错误"),
+    "fingerprint": (
+        "Compare the identity SHA-256 with the operator of the other node out of band.",
+        "请通过线下渠道与对方运营方核对身份 SHA-256。",
+    ),
+    "interrupted": ("interrupted", "已中断"),
+    "job_goes_on": (
+        "The job goes on without this command: tdn job watch {job}",
+        "作业仍在继续，可随时查看：tdn job watch {job}",
+    ),
+    "joined": ("This node is enrolled. Start it: tdn node run", "本节点已入网，可启动：tdn node run"),
+    "next": ("next", "下一步"),
+    "no": ("no", "否"),
+    "none": ("none", "无"),
+    "receiving": ("receiving", "接收中"),
+    "rule": ("rule", "规则"),
+    "sending": ("sending", "发送中"),
+    "token_once": (
+        "The token works once, for this node only. Hand it over on a private way.",
+        "令牌仅供该节点使用一次，请通过私密渠道转交。",
+    ),
+    "trace": ("Run with -v for the traceback.", "使用 -v 可查看堆栈。"),
+    "why": ("why", "原因"),
+    "written": ("{file} is written.", "已写入 {file}。"),
+    "yes": ("yes", "是"),
+}
+
+_BLAME = {
+    Blame.REQUESTER: ("the side that asked", "请求方"),
+    Blame.RESPONDER: ("the side that was asked", "响应方"),
+    Blame.PEER: ("the peer", "对端"),
+    Blame.HUB: ("a hub on the way", "途经的枢纽"),
+    Blame.NETWORK: ("the network", "网络"),
+    Blame.OPERATOR: ("the operator of this node", "本节点运营方"),
+    Blame.NOBODY: ("nobody", "无责任方"),
+    Blame.PRODUCT: ("this product", "本产品"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """The catalogue in one language."""
+
+    language: str = "en"
+
+    def pick(self, pair: tuple[str, str]) -> str:
+        """The half of (English, Chinese) in this language."""
+        return pair[LANGUAGES.index(self.language)]
+
+    def label(self, name: str) -> str:
+        """Label of a field; a field without one is shown by its name."""
+        return self.pick(_LABELS[name]) if name in _LABELS else name.replace("_", " ")
+
+    def say(self, key: str, **values: str) -> str:
+        """A fixed sentence."""
+        return self.pick(_SENTENCES[key]).format(**values)
+
+    def blame(self, blame: Blame) -> str:
+        """Whose fault, in words."""
+        return self.pick(_BLAME[blame])

@@ -1,0 +1,166 @@
+"""A node that answers the control service with fixed content, on a real unix socket."""
+
+import contextlib
+import threading
+from concurrent import futures
+
+import grpc
+from grpc_status import rpc_status
+
+from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
+from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc as services
+from tdn_interop._pb.tdn.common.v1.failure_pb2 import Failure
+from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
+from tdn_interop.config import control_socket, load_config
+from tdn_interop.transport import status
+
+JOB = "3f2a" + "0" * 28
+SHA = "ab" * 32
+FLOW = 'name = "overlap"\n'
+
+RESOURCE = pb.Resource(
+    id="bank-a.cn/loans@1", path="/data/loans.csv", format=pb.CsvFormat(encoding="utf-8", delimiter=","),
+    columns=["phone", "amount"], keys=["phone"], rows=1200, bytes=34567, sha256=SHA,
+    registered_at_ms=1_700_000_000_000, distinct_keys=1100, duplicate_rows=100,
+)  # fmt: skip
+
+
+def job(state="RUNNING", progress=0.5, ended_at_ms=0, failure=None, **more):
+    return pb.JobView(
+        job_id=JOB, state=state, party_state="COMPUTING", flow="overlap", coordinator="bank-b.cn",
+        parties=["bank-a.cn", "bank-b.cn"], recipients=["bank-b.cn"], algorithm="ecdh-psi/1", suite="curve25519",
+        failure=failure, created_at_ms=1_700_000_000_000, ended_at_ms=ended_at_ms, facts={"rows": "1200"}, hops=2,
+        progress=progress, flow_sha256=SHA, **more,
+    )  # fmt: skip
+
+
+ENDED = 1_700_000_060_000
+DONE = job("SUCCEEDED", 1.0, ENDED)
+
+
+def failed(reason="POLICY_DENIED", message="not for this purpose"):
+    failure = Failure(
+        reason=reason,
+        message=message,
+        noticed_by="bank-b.cn",
+        requirement="TDN-F-CTR-02",
+        metadata={"party": "bank-b.cn"},
+    )
+    return job("FAILED", 0.5, ENDED, failure)
+
+
+class FakeNode(services.NodeControlServiceServicer):
+    """Notes every request; `error` makes every call fail, `watched` and `transfer` are its streams."""
+
+    def __init__(self):
+        self.requests = []
+        self.error = None
+        self.watched = [job(progress=0.1), job(progress=0.9), DONE]
+        self.jobs = [DONE, job()]
+        self.transfer = [(0, False), (400, False), (1000, True)]
+        self.hang = threading.Event()  # set by a test that wants WatchJob to wait for the end of its caller
+        self.hanging = threading.Event()
+
+    def _note(self, request, context):
+        self.requests.append(request)
+        if self.error is not None:
+            context.abort_with_status(rpc_status.to_status(status.to_status(self.error)))
+
+    def GetStatus(self, request, context):
+        self._note(request, context)
+        return pb.GetStatusResponse(
+            node_id="bank-a.cn", role=Role.ROLE_CHILD, identity_sha256=SHA, listen="127.0.0.1:7001", parent="cn",
+            linked=True, certificate_expires_at_ms=1_700_000_000_000, log_size=7, peers=["bank-b.cn"], uptime_s=3725.5,
+        )  # fmt: skip
+
+    def CreateToken(self, request, context):
+        self._note(request, context)
+        return pb.CreateTokenResponse(token="dG9rZW4")
+
+    def Ping(self, request, context):
+        self._note(request, context)
+        return pb.PingResponse(round_trip_ms=1.5, hops=["cn"], identity_sha256=SHA)
+
+    def LookupRoute(self, request, context):
+        self._note(request, context)
+        return pb.LookupRouteResponse(
+            destination="bank-b.cn", hops=["cn"], identity_sha256=SHA, expires_at_ms=1_700_000_000_000
+        )
+
+    def RegisterResource(self, request, context):
+        self._note(request, context)
+        return pb.RegisterResourceResponse(resource=RESOURCE)
+
+    def ListResources(self, request, context):
+        self._note(request, context)
+        return pb.ListResourcesResponse(resources=[RESOURCE])
+
+    def GetResource(self, request, context):
+        self._note(request, context)
+        return pb.GetResourceResponse(resource=RESOURCE)
+
+    def RunJob(self, request, context):
+        self._note(request, context)
+        return pb.RunJobResponse(job_id=JOB)
+
+    def DecideJob(self, request, context):
+        self._note(request, context)
+        return pb.DecideJobResponse()
+
+    def ListJobs(self, request, context):
+        self._note(request, context)
+        return pb.ListJobsResponse(jobs=self.jobs)
+
+    def GetJob(self, request, context):
+        self._note(request, context)
+        return pb.GetJobResponse(job=job())
+
+    def WatchJob(self, request, context):
+        self._note(request, context)
+        for seen in self.watched:
+            yield pb.WatchJobResponse(job=seen)
+        if self.hang.is_set():
+            gone = threading.Event()
+            context.add_callback(gone.set)
+            self.hanging.set()
+            gone.wait(60)
+
+    def CancelJob(self, request, context):
+        self._note(request, context)
+        return pb.CancelJobResponse()
+
+    def GetBundle(self, request, context):
+        self._note(request, context)
+        return pb.GetBundleResponse(bundle=b"evidence", top_identity_key=bytes(32))
+
+    def SendFile(self, request, context):
+        self._note(request, context)
+        for sent, done in self.transfer:
+            yield pb.SendFileResponse(
+                sent_bytes=sent, total_bytes=1000, done=done, sha256=SHA if done else ""
+            )
+
+    def ReceiveFile(self, request, context):
+        self._note(request, context)
+        for received, done in self.transfer:
+            yield pb.ReceiveFileResponse(
+                received_bytes=received,
+                total_bytes=1000,
+                sender="bank-b.cn",
+                done=done,
+                sha256=SHA if done else "",
+            )
+
+
+@contextlib.contextmanager
+def running(config_file):
+    """A fake node behind the control socket of `config_file`."""
+    fake = FakeNode()
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    services.add_NodeControlServiceServicer_to_server(fake, server)
+    server.add_insecure_port(control_socket(load_config(config_file)))
+    server.start()
+    try:
+        yield fake
+    finally:
+        server.stop(0).wait()
