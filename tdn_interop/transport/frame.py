@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tdn_interop.errors import PeerProtocolError, Reason, TdnError, guard
+from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, guard
 from tdn_interop.identity import Credentials
 
 VERSIONS = (1,)
@@ -70,6 +70,12 @@ class Failure:
     def of(cls, error: TdnError, noticed_by: str) -> Failure:
         """The failure that tells a peer about `error`."""
         return cls(error.reason, error.message, noticed_by, error.requirement, dict(error.metadata))
+
+    def error(self) -> Refused:
+        """The error that tells our side. The keys of the metadata are the peer's choice, so they are no arguments."""
+        error = Refused(self.reason, self.message, self.requirement)
+        error.metadata = dict(self.metadata)
+        return error
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,9 +91,9 @@ Table = dict[tuple[State, type[Event]], tuple[Handler, State | None]]
 
 
 def _rows(
-    states: Iterable[State], event: type[Event], handler: Handler, target: State | None = None
+    states: Iterable[State], handler: Handler, *events: type[Event], target: State | None = None
 ) -> Table:
-    return {(state, event): (handler, target) for state in states}
+    return {(state, event): (handler, target) for state in states for event in events}
 
 
 class Session:
@@ -111,6 +111,7 @@ class Session:
         timing: Timing | None = None,
     ) -> None:
         self.id = session_id
+        self.dialled = dialled
         self.state = State.NEW
         self.error: TdnError | None = None
         self._me = me
@@ -121,6 +122,7 @@ class Session:
         self._credentials = credentials
         self._timing = timing or Timing()
         self._control: deque[Frame] = deque()
+        self._heard_hello: Hello | None = None
         self._said_goodbye = False  # on this connection
         self._heard_goodbye = False
         self._alone_since = 0.0
@@ -202,6 +204,7 @@ class Session:
             supported=_listed(VERSIONS),
         )  # fmt: skip
         self._start_connection(now)
+        self._heard_hello = hello
         self.topics.resume(hello.limits, hello.positions)
         self._say_hello((max(common or VERSIONS),), resume=known)
 
@@ -215,6 +218,7 @@ class Session:
             hello.session_id == self.id, Reason.SESSION_UNKNOWN, "the peer answered for another session"
         )
         self._progress_at = now
+        self._heard_hello = hello
         self.topics.resume(hello.limits, hello.positions)
 
     def _start_connection(self, now: float) -> None:
@@ -240,6 +244,11 @@ class Session:
         self._detach(event, now)
         return [Disconnect()]
 
+    def _hello_again(self, hello: Hello, _now: float) -> None:
+        guard("TDN-T-SES-06").check(
+            hello == self._heard_hello, Reason.UNEXPECTED_MESSAGE, "a second hello on one connection"
+        )
+
     # -- frames --------------------------------------------------------------------------------
 
     def _data(self, data: Data, now: float) -> list[Effect]:
@@ -264,11 +273,10 @@ class Session:
         self.is_leaving = True
 
     def _reset(self, reset: Reset, _now: float) -> None:
-        failure = reset.failure
-        if failure.reason is Reason.SESSION_UNKNOWN and self._is_done():
+        if reset.failure.reason is Reason.SESSION_UNKNOWN and self._is_done():
             self._end(None)  # the peer has finished and forgotten; only its goodbye was lost
         else:
-            self._end(Refused(failure.reason, failure.message, failure.requirement, **failure.metadata))
+            self._end(reset.failure.error())
 
     # -- our own side --------------------------------------------------------------------------
 
@@ -350,30 +358,29 @@ class Session:
 
     # -- the table ----------------------------------------------------------------------------------
 
-    DIALLING: ClassVar[Table] = {
-        (State.NEW, Connected): (_greet, State.GREETING),
-        (State.DETACHED, Connected): (_greet, State.GREETING),
-        (State.GREETING, Hello): (_greeted, State.OPEN),
-    }
-    ANSWERING: ClassVar[Table] = {
-        (State.NEW, Hello): (_answer, State.OPEN),
-        (State.DETACHED, Hello): (_answer, State.OPEN),
-    }
+    DIALLING: ClassVar[Table] = (
+        _rows((State.NEW, State.DETACHED), _greet, Connected, target=State.GREETING)
+        | _rows((State.GREETING,), _greeted, Hello, target=State.OPEN)
+        # A hello that was overtaken: the connection is not sound.
+        | _rows((State.GREETING,), _hang_up, Data, Ack, Credit, Status, Goodbye)
+    )
+    ANSWERING: ClassVar[Table] = _rows((State.NEW, State.DETACHED), _answer, Hello, target=State.OPEN)
     EITHER: ClassVar[Table] = (
-        _rows(_EXCHANGING, Data, _data)
-        | _rows(_EXCHANGING, Ack, _ack)
-        | _rows(_EXCHANGING, Credit, _credit)
-        | _rows(_EXCHANGING, Status, _status)
-        | _rows(_EXCHANGING, Goodbye, _goodbye)
-        | _rows(CONNECTED, Reset, _reset)
-        | _rows(CONNECTED, Disconnected, _detach)
-        | _rows((State.GREETING, State.OPEN, State.DETACHED), Queued, _queue)
-        | _rows(_LIVING, Consumed, _consume)
-        | _rows(_LIVING, Left, _leave)
-        | _rows((State.NEW,), Left, _leave, State.CLOSED)
-        | _rows((State.NEW, *_LIVING), Aborted, _abort)
-        | _rows((State.GREETING, State.DETACHED), Ticked, _tick_alone)
-        | _rows(_EXCHANGING, Ticked, _tick)
+        _rows(_EXCHANGING, _hello_again, Hello)
+        | _rows(_EXCHANGING, _data, Data)
+        | _rows(_EXCHANGING, _ack, Ack)
+        | _rows(_EXCHANGING, _credit, Credit)
+        | _rows(_EXCHANGING, _status, Status)
+        | _rows(_EXCHANGING, _goodbye, Goodbye)
+        | _rows(CONNECTED, _reset, Reset)
+        | _rows(CONNECTED, _detach, Disconnected)
+        | _rows((State.GREETING, State.OPEN, State.DETACHED), _queue, Queued)
+        | _rows(_LIVING, _consume, Consumed)
+        | _rows(_LIVING, _leave, Left)
+        | _rows((State.NEW,), _leave, Left, target=State.CLOSED)
+        | _rows((State.NEW, *_LIVING), _abort, Aborted)
+        | _rows((State.GREETING, State.DETACHED), _tick_alone, Ticked)
+        | _rows(_EXCHANGING, _tick, Ticked)
     )
 
 

@@ -1,0 +1,303 @@
+"""Channels to other nodes: what the application sends and receives by.
+
+A node dials at most one live session per peer, and may hold one more that the peer dialled. It sends
+on one of them and keeps to it; the inbox merges what arrives, so simultaneous dialling needs no rule.
+The sender of a message is the node of the verified certificate, never a field of a frame.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+
+from tdn_interop.errors import (
+    ConfigError,
+    LocalProtocolError,
+    PeerProtocolError,
+    Reason,
+    Refused,
+    TdnError,
+    Unavailable,
+    guard,
+)
+from tdn_interop.identity import Credentials
+from tdn_interop.ids import topic as topic_name
+from tdn_interop.transport.channel import (
+    FAREWELL_S,
+    Channel,
+    ChannelEvent,
+    ConnectionLost,
+    FrameStream,
+    close_stream,
+    fresh,
+    within,
+)
+from tdn_interop.transport.event import Deliver
+from tdn_interop.transport.frame import Failure, Frame, Hello, Limits, Reset
+from tdn_interop.transport.inbox import Inbox
+from tdn_interop.transport.session import Session, Timing
+
+
+class Channels:
+    """Ordered exactly-once messages to and from other nodes, by peer and topic.
+
+    `verify(peer, credentials)` raises unless the credentials belong to the node of the certificate;
+    `connect(peer)` dials a node, directly or by a tunnel; `admits(peer, topic)` says what is served.
+    """
+
+    def __init__(
+        self,
+        me: str,
+        credentials: Callable[[], Credentials],
+        verify: Callable[[str, Credentials], None],
+        connect: Callable[[str], Awaitable[FrameStream]],
+        limits: Limits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        timing: Timing | None = None,
+        admits: Callable[[str, str], bool] = lambda _peer, _topic: True,
+        on_event: Callable[[ChannelEvent], None] = lambda _event: None,
+    ) -> None:
+        self.me = me
+        self._credentials = credentials
+        self._verify = verify
+        self._connect = connect
+        self._limits = limits or Limits()
+        self._limits.check(ConfigError)
+        self._clock = clock
+        self._timing = timing or Timing()
+        self._admits = admits
+        self._on_event = on_event
+        self._inbox = Inbox()
+        self._live: dict[bytes, Channel] = {}
+        self._sends_on: dict[str, Channel] = {}
+        self._answered: dict[str, Channel] = {}
+        self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._lost: dict[tuple[str, str], TdnError] = {}
+        self._runs: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # -- messages ------------------------------------------------------------------------------
+
+    async def open(self, peer: str, timeout_s: float = 30) -> None:
+        """Make sure that there is a session with `peer`. Errors: why there is none, DEADLINE."""
+        async with within(timeout_s, f"opening a session with {peer}"):
+            await self._channel(peer)
+
+    async def send(self, peer: str, topic: str, payload: bytes, timeout_s: float) -> None:
+        """Queue a message; waits for credit. Messages of one caller arrive in order, exactly once.
+
+        Opens a session when there is none. Errors: TOO_LARGE, RESOURCE_EXHAUSTED, DEADLINE (nothing
+        was queued), and why the session failed.
+        """
+        topic_name(topic, LocalProtocolError)
+        async with within(timeout_s, f"sending to {peer} on {topic}"):
+            while True:
+                channel = await self._channel(peer)
+                try:
+                    return await channel.send(topic, payload)
+                except TdnError as error:
+                    if not await self._makes_way(channel, error):
+                        raise
+
+    async def flush(self, peer: str, topic: str, timeout_s: float) -> None:
+        """Wait until the peer has acknowledged everything sent on `topic`.
+
+        Errors: DEADLINE; why a session failed that held unacknowledged messages of this topic. They
+        may or may not have arrived and are never sent again; the error is given once.
+        """
+        key = (peer, topic)
+        async with within(timeout_s, f"flushing {topic} to {peer}"):
+            for channel in self._with(peer):
+                try:
+                    await channel.flush(topic)
+                except TdnError:
+                    self._lost.pop(key, None)
+                    raise
+            if error := self._lost.pop(key, None):
+                raise fresh(error)
+
+    async def receive(
+        self, topic: str, peer: str | None = None, timeout_s: float | None = None
+    ) -> tuple[str, bytes]:
+        """(sender, message): the oldest on `topic` from `peer`, or from anybody. Gives its credit back.
+
+        Errors: DEADLINE; when waiting for one peer, why a session with it failed.
+        """
+        topic_name(topic, LocalProtocolError)
+        async with within(timeout_s, f"waiting for {topic} from {peer or 'anybody'}"):
+            return await self._inbox.take(topic, peer)
+
+    def discard(self, prefix: str) -> int:
+        """Drop what has arrived on topics that start with `prefix` and that nobody will read; returns how many."""
+        return self._inbox.discard(prefix)
+
+    def peers(self) -> list[str]:
+        """Nodes with which there is a live session, connected or not."""
+        return sorted({channel.peer for channel in self._live.values()})
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    async def accept(self, stream: FrameStream, peer: str) -> None:
+        """Serve a connection that `peer`, the node of its verified certificate, has dialled, until it ends.
+
+        Errors: why the greeting was refused, after telling the peer.
+        """
+        try:
+            async with within(self._timing.stall_s, f"waiting for the hello of {peer}"):
+                hello = await stream.receive()
+            await self._serve(stream, hello, peer)
+        finally:
+            await close_stream(stream)
+
+    def drop(self, peer: str, error: TdnError | None = None) -> None:
+        """End every session with `peer` now, for instance because it was revoked, and tell it why."""
+        default = Unavailable(Reason.SESSION_CLOSED, "the session was dropped", "TDN-T-SES-05")
+        for channel in self._with(peer):
+            channel.abort(error or default)
+
+    async def close(self, timeout_s: float = FAREWELL_S) -> None:
+        """Deliver what is queued, say goodbye to everybody and end; after `timeout_s` end anyway."""
+        self._closed = True
+        await asyncio.gather(*(channel.close(timeout_s) for channel in list(self._live.values())))
+        self._inbox.close()
+        if self._runs:
+            _, late = await asyncio.wait(self._runs, timeout=FAREWELL_S)
+            for run in late:
+                run.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+
+    async def _channel(self, peer: str) -> Channel:
+        """The session to send on, opened if need be; one caller opens, the others wait for it."""
+        async with self._opening[peer]:
+            guard("TDN-T-SES-05").check(
+                not self._closed, Reason.SESSION_CLOSED, "the node has closed its channels", Unavailable
+            )
+            channel = self._sends_on.get(peer)
+            if channel and channel.takes_messages:
+                return channel
+            if channel:
+                await channel.finish()  # drained first: the order of a topic holds across sessions
+            try:
+                self._sends_on[peer] = await self._dial(peer)
+            except TdnError:
+                if peer not in self._sends_on:  # unless the peer has come to us in the meantime
+                    raise
+            return self._sends_on[peer]
+
+    async def _dial(self, peer: str) -> Channel:
+        self._check_room(peer)
+        channel = self._make(secrets.token_bytes(16), peer, dialled=True)
+        run = asyncio.create_task(channel.run(partial(self._connect, peer)))
+        self._runs.add(run)
+        run.add_done_callback(self._runs.discard)
+        try:
+            await channel.opened()
+        except asyncio.CancelledError:
+            channel.abort(Unavailable(Reason.DEADLINE, "the caller did not wait any longer", "TDN-T-DDL-02"))
+            raise
+        return channel
+
+    async def _makes_way(self, channel: Channel, error: TdnError) -> bool:
+        """True when the message was not queued and a new session will take it: this one is over or full."""
+        if error.reason not in (Reason.SESSION_CLOSED, Reason.RESOURCE_EXHAUSTED) or channel.session.error:
+            return False
+        await channel.finish()
+        return channel.session.error is None
+
+    async def _serve(self, stream: FrameStream, hello: Frame, peer: str) -> None:
+        try:
+            if not isinstance(hello, Hello):
+                guard("TDN-T-SES-06").refuse(
+                    Reason.UNEXPECTED_MESSAGE, f"{type(hello).__name__} before the hello", PeerProtocolError
+                )
+            await self._answering(hello, peer).serve(stream, hello)
+        except ConnectionLost:
+            raise
+        except TdnError as error:
+            with suppress(ConnectionLost, TimeoutError):
+                async with asyncio.timeout(FAREWELL_S):
+                    await stream.send(Reset(Failure.of(error, self.me)))
+            raise
+
+    def _answering(self, hello: Hello, peer: str) -> Channel:
+        """The channel that `hello` is for: a session of the same peer, or a new one."""
+        guard("TDN-T-SES-05").check(
+            not self._closed, Reason.SESSION_CLOSED, "the node has closed its channels", Unavailable
+        )
+        self._verify(peer, hello.credentials)
+        channel = self._live.get(hello.session_id)
+        if channel is None:
+            self._check_room(peer)
+            return self._make(hello.session_id, peer, dialled=False)
+        guard("TDN-T-DLV-02").check(
+            channel.peer == peer or not hello.resume, Reason.IDENTITY_MISMATCH,
+            "the session to resume belongs to another node", Refused,
+        )  # fmt: skip
+        guard("TDN-T-SES-02").check(
+            channel.peer == peer and not channel.session.dialled, Reason.SESSION_CONFLICT,
+            "the session id is in use", Refused,
+        )  # fmt: skip
+        return channel
+
+    def _with(self, peer: str) -> list[Channel]:
+        return [channel for channel in self._live.values() if channel.peer == peer]
+
+    def _check_room(self, peer: str) -> None:
+        """A peer must not fill the memory by one session after another."""
+        limit = self._limits.topics * self._limits.topic_credit_bytes
+        guard("TDN-T-LIM-03").check(
+            self._inbox.held_bytes(peer) <= limit, Reason.RESOURCE_EXHAUSTED,
+            f"too much from {peer} has not been received", Unavailable,
+        )  # fmt: skip
+
+    def _make(self, session_id: bytes, peer: str, *, dialled: bool) -> Channel:
+        session = Session(
+            session_id, me=self.me, dialled=dialled, limits=self._limits, credentials=self._credentials,
+            admits=partial(self._admits, peer), timing=self._timing,
+        )  # fmt: skip
+        return Channel(
+            session, peer, clock=self._clock, verify=self._verify, deliver=self._deliver, report=self._note
+        )
+
+    def _deliver(self, channel: Channel, arrived: Deliver) -> None:
+        self._on_event(ChannelEvent("received", channel.peer, arrived.topic, len(arrived.message)))
+        consumed = partial(channel.consumed, arrived.topic, arrived.cost)
+        self._inbox.put(channel.peer, arrived.topic, arrived.message, arrived.cost, consumed)
+
+    def _note(self, channel: Channel, event: ChannelEvent) -> None:
+        if event.kind == "opened":
+            self._opened(channel)
+        elif event.kind in ("closed", "failed"):
+            self._ended(channel)
+        self._on_event(event)
+
+    def _opened(self, channel: Channel) -> None:
+        peer = channel.peer
+        self._live[channel.session.id] = channel
+        current = self._sends_on.get(peer)
+        if current is None or not current.takes_messages:
+            self._sends_on[peer] = channel
+        if not channel.session.dialled:
+            older, self._answered[peer] = self._answered.get(peer), channel
+            if older:
+                older.abort(
+                    Unavailable(Reason.SESSION_UNKNOWN, "the peer has opened a newer session", "TDN-T-SES-01")
+                )
+
+    def _ended(self, channel: Channel) -> None:
+        peer, error = channel.peer, channel.session.error
+        if self._live.pop(channel.session.id, None) is None:
+            return  # it never opened: its opener has the error
+        for role in (self._sends_on, self._answered):
+            if role.get(peer) is channel:
+                del role[peer]
+        if error:
+            for topic in channel.session.topics.owed_topics():
+                self._lost[peer, topic] = error
+            self._inbox.fail(peer, partial(fresh, error))
