@@ -39,7 +39,7 @@ class EvidenceLog:
 
     @classmethod
     async def open(cls, store: Store, signer: Identity, clock_ms: Callable[[], int] = now_ms) -> EvidenceLog:
-        """Read the log and compare it with its last head.
+        """Read the hashes of the log and compare them with its last head; `audit` reads the contents, too.
 
         Errors: EVIDENCE_BROKEN (the database was changed; metadata `index` when one record is to blame),
         SIGNATURE_INVALID (the last head was made with another identity key).
