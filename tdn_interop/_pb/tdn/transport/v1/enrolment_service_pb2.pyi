@@ -191,6 +191,7 @@ class EnrolResponse(_message.Message):
     TLS_CHAIN_DER_FIELD_NUMBER: _builtins.int
     CA_DER_FIELD_NUMBER: _builtins.int
     RECORD_FIELD_NUMBER: _builtins.int
+    ISSUER_RECORD_FIELD_NUMBER: _builtins.int
     ca_der: _builtins.bytes
     """The intermediate CA certificate of a new hub, DER. Empty for children."""
     @_builtins.property
@@ -201,16 +202,21 @@ class EnrolResponse(_message.Message):
     def record(self) -> _identity_pb2.Signed:
         """The NodeRecord of the new node, signed by the top."""
 
+    @_builtins.property
+    def issuer_record(self) -> _identity_pb2.Signed:
+        """The NodeRecord of the issuer, signed by the top."""
+
     def __init__(
         self,
         *,
         tls_chain_der: _abc.Iterable[_builtins.bytes] | None = ...,
         ca_der: _builtins.bytes = ...,
         record: _identity_pb2.Signed | None = ...,
+        issuer_record: _identity_pb2.Signed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["issuer_record", b"issuer_record", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_der", b"ca_der", "record", b"record", "tls_chain_der", b"tls_chain_der"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_der", b"ca_der", "issuer_record", b"issuer_record", "record", b"record", "tls_chain_der", b"tls_chain_der"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10,7 +10,8 @@ A session outlives its connections. Delivery is ordered and exactly once per top
 3. A frame above the position means that frames in between were lost or overtaken. The receiver takes
    nothing after the gap; it ends the connection, and the dialling side resumes the session. A gap wider
    than the credit allows is refused with SEQ_GAP, and so is one that comes back on sixteen connections
-   in a row without progress.
+   in a row without progress. A hello that was overtaken by another frame ends the connection too; one
+   that comes twice is dropped.
 4. Hello and Status carry the receiver's positions and credit. Whatever was lost, acknowledgements and
    credit included, the next of them repeats; after a Hello, data goes on from the stated positions.
 5. A side that hears nothing asks with Status. A side that still hears nothing, or whose data is not

@@ -108,6 +108,38 @@ class TunnelResponse(_message.Message):
 Global___TunnelResponse: _TypeAlias = TunnelResponse  # noqa: Y015
 
 @_typing.final
+class TunnelJoin(_message.Message):
+    """What an attached node says when it takes an incoming tunnel, or cannot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TUNNEL_ID_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    REFUSAL_FIELD_NUMBER: _builtins.int
+    tunnel_id: _builtins.bytes
+    """16 bytes, from the opening."""
+    refusal: _builtins.str
+    """A reason of the reason table when the way down could not be opened. Empty otherwise."""
+    @_builtins.property
+    def path(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Node ids of the relays below, from the one that joins downwards. Empty when the destination joins."""
+
+    def __init__(
+        self,
+        *,
+        tunnel_id: _builtins.bytes = ...,
+        path: _abc.Iterable[_builtins.str] | None = ...,
+        refusal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "refusal", b"refusal", "tunnel_id", b"tunnel_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TunnelJoin: _TypeAlias = TunnelJoin  # noqa: Y015
+
+@_typing.final
 class AttachRequest(_message.Message):
     """Attaches the node that the certificate of the link names."""
 
@@ -130,21 +162,21 @@ class AttachResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    TUNNEL_ID_FIELD_NUMBER: _builtins.int
-    SOURCE_FIELD_NUMBER: _builtins.int
-    tunnel_id: _builtins.bytes
-    """16 bytes. Empty in the first response, which only says that the child is attached."""
-    source: _builtins.str
-    """Node id of the source as the relays know it. The certificate inside the tunnel decides who it is."""
+    OPENING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def opening(self) -> Global___TunnelOpening:
+        """The opening as the hub hands it on. Absent in the first response, which only says that the node is
+        attached. Who the source really is, the certificate inside the tunnel decides.
+        """
+
     def __init__(
         self,
         *,
-        tunnel_id: _builtins.bytes = ...,
-        source: _builtins.str = ...,
+        opening: Global___TunnelOpening | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["opening", b"opening"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["source", b"source", "tunnel_id", b"tunnel_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["opening", b"opening"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

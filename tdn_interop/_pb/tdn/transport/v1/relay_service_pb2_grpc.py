@@ -29,11 +29,11 @@ class RelayServiceStub(object):
     """Offered by hubs and tops to adjacent nodes, over a link.
 
     A tunnel opens with call metadata, so that hubs never parse what they carry:
-    `tdn-tunnel-open-bin` (a TunnelOpening) from the source or the hub before, or
-    `tdn-tunnel-join` (the hexadecimal tunnel id) from an attached child that takes an incoming tunnel.
-    The hub answers with initial metadata `tdn-tunnel-path` (the node ids of all relays, joined by commas)
-    once the tunnel is open, and with trailing metadata `tdn-receipt-bin` (a serialized
-    tdn.common.v1.Signed) for each relay when it ends.
+    `tdn-tunnel-open-bin` (a TunnelOpening) from the source or the hub before it, or `tdn-tunnel-join-bin`
+    (a TunnelJoin) from an attached node below, which has already opened its own side downwards.
+    The hub answers with initial metadata `tdn-tunnel-path` (the node ids of all relays, in order, joined by
+    commas) once the tunnel is open, and with trailing metadata `tdn-receipt-bin` (a serialized
+    tdn.common.v1.Signed) for each relay on that side when it ends.
     """
 
     def __init__(self, channel):
@@ -58,11 +58,11 @@ class RelayServiceServicer(object):
     """Offered by hubs and tops to adjacent nodes, over a link.
 
     A tunnel opens with call metadata, so that hubs never parse what they carry:
-    `tdn-tunnel-open-bin` (a TunnelOpening) from the source or the hub before, or
-    `tdn-tunnel-join` (the hexadecimal tunnel id) from an attached child that takes an incoming tunnel.
-    The hub answers with initial metadata `tdn-tunnel-path` (the node ids of all relays, joined by commas)
-    once the tunnel is open, and with trailing metadata `tdn-receipt-bin` (a serialized
-    tdn.common.v1.Signed) for each relay when it ends.
+    `tdn-tunnel-open-bin` (a TunnelOpening) from the source or the hub before it, or `tdn-tunnel-join-bin`
+    (a TunnelJoin) from an attached node below, which has already opened its own side downwards.
+    The hub answers with initial metadata `tdn-tunnel-path` (the node ids of all relays, in order, joined by
+    commas) once the tunnel is open, and with trailing metadata `tdn-receipt-bin` (a serialized
+    tdn.common.v1.Signed) for each relay on that side when it ends.
     """
 
     def Tunnel(self, request_iterator, context):
@@ -104,11 +104,11 @@ class RelayService(object):
     """Offered by hubs and tops to adjacent nodes, over a link.
 
     A tunnel opens with call metadata, so that hubs never parse what they carry:
-    `tdn-tunnel-open-bin` (a TunnelOpening) from the source or the hub before, or
-    `tdn-tunnel-join` (the hexadecimal tunnel id) from an attached child that takes an incoming tunnel.
-    The hub answers with initial metadata `tdn-tunnel-path` (the node ids of all relays, joined by commas)
-    once the tunnel is open, and with trailing metadata `tdn-receipt-bin` (a serialized
-    tdn.common.v1.Signed) for each relay when it ends.
+    `tdn-tunnel-open-bin` (a TunnelOpening) from the source or the hub before it, or `tdn-tunnel-join-bin`
+    (a TunnelJoin) from an attached node below, which has already opened its own side downwards.
+    The hub answers with initial metadata `tdn-tunnel-path` (the node ids of all relays, in order, joined by
+    commas) once the tunnel is open, and with trailing metadata `tdn-receipt-bin` (a serialized
+    tdn.common.v1.Signed) for each relay on that side when it ends.
     """
 
     @staticmethod

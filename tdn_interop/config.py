@@ -1,0 +1,165 @@
+"""The configuration of a node: one TOML file, `TDN_` environment variables above it, read once.
+
+Secrets are files in the node's directory, never values. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from tdn_interop import ids
+from tdn_interop.errors import ConfigError, Reason, guard
+
+RoleName = Literal["child", "hub", "top"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ApprovalRule(_Section):
+    """Every condition that is given must hold; an empty list allows nothing."""
+
+    initiators: list[str] | None = None
+    algorithms: list[str] | None = None
+    receivers: list[str] | None = None
+    resources: list[str] | None = None
+    keys: list[str] | None = None
+
+
+class Approval(_Section):
+    """Who decides on a proposed job: a human (`tdn job approve`) or the first rule that holds."""
+
+    mode: Literal["manual", "rules"] = "manual"
+    rules: list[ApprovalRule] = []
+
+
+class Timeouts(_Section):
+    """Seconds. Too small: jobs fail on slow links; too large: a dead party is noticed late."""
+
+    dial_s: float = Field(default=10, gt=0, le=300)
+    step_s: float = Field(default=300, gt=0, le=86_400)
+    approval_s: float = Field(default=3_600, gt=0, le=30 * 86_400)
+    idle_s: float = Field(default=120, gt=0, le=86_400)
+
+
+class NodeConfig(BaseSettings):
+    """Everything one node is told."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", env_prefix="TDN_", env_nested_delimiter="__", validate_default=True
+    )
+
+    id: str
+    role: RoleName
+    dir: Path
+    listen: str | None = None
+    enrolment: str | None = None
+    metrics: str | None = None
+    log: Path | None = None
+    database: str | None = None
+    direct: dict[str, str] = {}
+    approval: Approval = Approval()
+    timeouts: Timeouts = Timeouts()
+    suites: list[str] | None = None
+    max_items: int = Field(default=2_000_000, gt=0, le=2**31)
+
+    @field_validator("id")
+    @classmethod
+    def _known_grammar(cls, value: str) -> str:
+        return ids.node_id(value)
+
+    @field_validator("listen", "enrolment", "metrics")
+    @classmethod
+    def _host_and_port(cls, value: str | None) -> str | None:
+        if value is not None:
+            split_address(value)
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:  # fmt: skip
+        """Environment above the file; no dotenv, no secret folders."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return (env_settings, init_settings)
+
+    @property
+    def database_url(self) -> str:
+        """SQLAlchemy URL of the store."""
+        return self.database or f"sqlite:///{self.dir / 'node.db'}"
+
+    @property
+    def results(self) -> Path:
+        """Folder of results."""
+        return self.dir / "results"
+
+    def file(self, name: str) -> Path:
+        """A file of the node's directory."""
+        return self.dir / name
+
+
+def load_config(path: Path | None) -> NodeConfig:
+    """Read `path` (default `node.toml` here, or the file `TDN_CONFIG` names).
+
+    Errors: CONFIG_INVALID, naming the file and each wrong key.
+    """
+    file = path or Path(os.environ.get("TDN_CONFIG", "node.toml"))  # noqa: TID251  this module is the one reader
+    try:
+        values = TomlConfigSettingsSource(NodeConfig, file).toml_data if file.is_file() else None
+        if values is None:
+            guard("TDN-X-LAB-05").refuse(Reason.CONFIG_INVALID, f"there is no file {file}", ConfigError)
+        values.setdefault("dir", str(file.resolve().parent))
+        config = NodeConfig(**values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        guard("TDN-X-LAB-05").refuse(Reason.CONFIG_INVALID, f"{file}: {wrong}", ConfigError)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        guard("TDN-X-LAB-05").refuse(Reason.CONFIG_INVALID, f"{file}: {error}", ConfigError)
+    return config
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """(host, port) of `host:port`. Errors: CONFIG_INVALID."""
+    host, _, port = text.rpartition(":")
+    ok = host and port.isdigit() and int(port) < 65536
+    guard("TDN-X-LAB-05").check(ok, Reason.CONFIG_INVALID, f"not host:port: {text!r}", ConfigError)
+    return host.strip("[]"), int(port)
+
+
+def runtime_dir(directory: Path) -> Path:
+    """A short private folder for the sockets of the node that lives in `directory`.
+
+    Unix socket names end at 107 bytes, so they cannot stand in a deep node directory. The folder is
+    0700 and ours, or it is not used. Errors: CONFIG_INVALID.
+    """
+    name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"tdn-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    ok = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+    guard("TDN-X-LAB-05").check(
+        ok, Reason.CONFIG_INVALID, f"{folder} is not a private folder of ours", ConfigError
+    )
+    return folder
+
+
+def control_socket(config: NodeConfig) -> str:
+    """Name the gRPC target of the node's control socket."""
+    return f"unix:{runtime_dir(config.dir) / 'control.sock'}"

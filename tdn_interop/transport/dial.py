@@ -1,0 +1,131 @@
+"""The dialling side of the front: a gRPC channel whose bytes leave through our own TLS 1.3.
+
+gRPC connects in clear text to a private unix socket; each such connection opens a fresh stream to
+the node (TCP or tunnel, the caller decides) and does TLS on it. So reconnecting is gRPC's business,
+and what went wrong with TLS keeps its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from tdn_interop.errors import TdnError
+from tdn_interop.transport import tls
+from tdn_interop.transport.front import HANDSHAKE_S, Pipe
+from tdn_interop.transport.pki import PeerCertificate
+
+# Frames stay at 1 MiB; the default limit of 4 MiB would do, but a peer must get our typed refusal, not gRPC's.
+OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_send_message_length", 4 << 20),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.enable_http_proxy", 0),
+]
+
+Open = Callable[[], Awaitable[socket.socket]]
+
+_numbers = itertools.count(1)
+
+
+class Dialled:
+    """A gRPC channel to `node`; `peer` is the certificate of the newest connection, `error` why the last one failed."""
+
+    def __init__(
+        self, node: str, open_stream: Open, context: Callable[[], ssl.SSLContext], folder: Path
+    ) -> None:
+        self.node = node
+        self.peer: PeerCertificate | None = None
+        self.error: TdnError | None = None
+        self._open = open_stream
+        self._context = context
+        self._path = folder / f"out{next(_numbers)}"
+        self._server: asyncio.Server | None = None
+        self._pipes: set[Pipe] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.channel: grpc.aio.Channel
+
+    async def start(self) -> Dialled:
+        """Make the channel; nothing is dialled before the first call."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(lambda: _Local(self), str(self._path))
+        options = [*OPTIONS, ("grpc.default_authority", self.node)]
+        self.channel = grpc.aio.insecure_channel(f"unix:{self._path}", options=options)
+        return self
+
+    async def close(self) -> None:
+        """Close the channel and every connection under it."""
+        await self.channel.close()
+        if self._server:
+            self._server.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for pipe in list(self._pipes):
+            if pipe.transport:
+                pipe.transport.abort()
+        self._path.unlink(missing_ok=True)
+
+    def reason(self, error: BaseException) -> TdnError | None:
+        """The typed reason when TLS or the way to the node failed, None when the node itself answered `error`."""
+        unavailable = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE
+        return self.error if unavailable else None
+
+    def broken(self, error: TdnError) -> None:
+        """Remember why a connection failed or broke."""
+        self.error = error
+
+    def serve(self, local: Pipe) -> None:
+        """Carry one local connection out."""
+        task = asyncio.ensure_future(self._carry(local))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _carry(self, local: Pipe) -> None:
+        loop = asyncio.get_running_loop()
+        remote = Pipe(self.broken, self.node)
+        try:
+            stream = await self._open()
+            transport, _ = await loop.create_connection(
+                lambda: remote, sock=stream, ssl=self._context(), server_hostname=self.node,
+                ssl_handshake_timeout=HANDSHAKE_S,
+            )  # fmt: skip
+            self.peer = tls.peer_certificate(transport.get_extra_info("ssl_object"))
+        except (OSError, TdnError, TimeoutError) as error:
+            self.error = tls.explain(error, self.node)
+            for pipe in (local, remote):
+                if pipe.transport:
+                    pipe.transport.abort()
+            return
+        self.error = None
+        self._pipes.update((local, remote))
+        local.join(remote)
+
+    def forget(self, pipe: Pipe) -> None:
+        """Drop a connection that has ended."""
+        self._pipes.discard(pipe)
+
+
+class _Local(Pipe):
+    """The side towards gRPC."""
+
+    def __init__(self, dialled: Dialled) -> None:
+        super().__init__()
+        self._dialled = dialled
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._dialled.serve(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._dialled.forget(self)

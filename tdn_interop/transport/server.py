@@ -1,0 +1,42 @@
+"""A gRPC server behind a front: the only way into a node from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc.aio
+
+from tdn_interop import config
+from tdn_interop.transport.dial import OPTIONS
+from tdn_interop.transport.front import ContextFactory, Front, Refusal
+
+DRAIN_S = 2.0
+
+
+class Server:
+    """Services are added to `grpc` before `start`; `front.peer(context.peer())` tells handlers who calls."""
+
+    def __init__(
+        self, context: ContextFactory, folder: Path, name: str, on_refusal: Refusal,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:  # fmt: skip
+        self._socket = folder / f"{name}.sock"
+        self.grpc = grpc.aio.server(options=OPTIONS, interceptors=list(interceptors))
+        self.front = Front(context, self._socket, folder, on_refusal)
+
+    async def start(self, address: str | None) -> int | None:
+        """Serve; the TCP port when there is an address. Errors: CONFIG_INVALID when it cannot be bound."""
+        self._socket.unlink(missing_ok=True)
+        self.grpc.add_insecure_port(f"unix:{self._socket}")
+        await self.grpc.start()
+        return await self.front.listen(*config.split_address(address)) if address else None
+
+    async def close(self) -> None:
+        """Stop accepting, let calls finish for a moment, then end them."""
+        await self.grpc.stop(DRAIN_S)
+        await self.front.close()
+
+    def node_of(self, grpc_peer: str) -> str:
+        """The node id behind `context.peer()`. Errors: UNAUTHENTICATED."""
+        return self.front.peer(grpc_peer).node

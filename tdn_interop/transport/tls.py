@@ -1,0 +1,116 @@
+"""TLS 1.3 contexts and the reasons behind their refusals.
+
+Python's `ssl` raises what went wrong, so every refused certificate gets a typed reason; gRPC's own
+TLS would answer UNAVAILABLE to all of them (docs/design/0001-one-front.md).
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+
+from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, Unavailable, guard
+from tdn_interop.transport import pki
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files of one node: its leaf chain, the key of the leaf, the root it trusts."""
+
+    chain: Path
+    key: Path
+    root: Path
+
+
+def server_context(files: TlsFiles, *, mutual: bool = True) -> ssl.SSLContext:
+    """TLS 1.3 as the listening side; `mutual` demands a client certificate."""
+    context = _context(ssl.PROTOCOL_TLS_SERVER, files)
+    context.verify_mode = ssl.CERT_REQUIRED if mutual else ssl.CERT_NONE
+    return context
+
+
+def client_context(files: TlsFiles) -> ssl.SSLContext:
+    """TLS 1.3 as the dialling side: shows the leaf, checks the name of the other side."""
+    return _context(ssl.PROTOCOL_TLS_CLIENT, files)
+
+
+def enrolment_context(root_pem: str | None) -> ssl.SSLContext:
+    """TLS 1.3 without an own certificate.
+
+    With None the server is not verified: only good for fetching the root, whose digest the caller
+    then compares with the one in its token.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if root_pem is None:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_verify_locations(cadata=root_pem)
+    return context
+
+
+def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(protocol)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no SHA-1 signatures, no RSA below 2048 bits in a chain
+    context.load_cert_chain(files.chain, files.key)
+    context.load_verify_locations(files.root)
+    return context
+
+
+def peer_certificate(connection: ssl.SSLObject) -> pki.PeerCertificate:
+    """The verified certificate of the other side. Errors: IDENTITY_MISMATCH, see `pki.read_peer`."""
+    certificate = connection.getpeercert(binary_form=True)
+    if not certificate:
+        guard("TDN-T-IDN-01").refuse(Reason.UNAUTHENTICATED, "the other side showed no certificate")
+    return pki.read_peer(certificate)
+
+
+# What OpenSSL says -> (reason, requirement, our words). The first match decides.
+_VERDICTS: tuple[tuple[str, Reason, str, str], ...] = (
+    ("certificate has expired", Reason.CERTIFICATE_EXPIRED, "TDN-T-IDN-01", "its certificate has expired"),
+    ("not yet valid", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate is not valid yet"),
+    ("permitted subtree violation", Reason.IDENTITY_MISMATCH, "TDN-T-IDN-06",
+     "its certificate names a node outside the domain of the hub that issued it"),
+    ("mismatch", Reason.IDENTITY_MISMATCH, "TDN-T-IDN-02", "its certificate names another node"),
+    ("self-signed certificate", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate comes from an unknown CA"),
+    ("self signed certificate", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate comes from an unknown CA"),
+    ("unable to get local issuer", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate comes from an unknown CA"),
+    ("path length constraint", Reason.UNAUTHENTICATED, "TDN-T-IDN-06", "a CA below it is longer than its hub may issue"),
+    ("md too weak", Reason.UNAUTHENTICATED, "TDN-T-IDN-03", "its certificate chain uses a weak signature"),
+    ("key too small", Reason.UNAUTHENTICATED, "TDN-T-IDN-03", "its certificate chain uses a small key"),
+    ("certificate signature failure", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate is forged"),
+    ("PEER_DID_NOT_RETURN_A_CERTIFICATE", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it showed no certificate"),
+    ("UNSUPPORTED_PROTOCOL", Reason.UNSUPPORTED_VERSION, "TDN-T-IDN-03", "it offers no TLS 1.3"),
+    ("WRONG_VERSION_NUMBER", Reason.UNSUPPORTED_VERSION, "TDN-T-IDN-03", "it does not speak TLS 1.3"),
+    ("HTTP_REQUEST", Reason.UNSUPPORTED_VERSION, "TDN-T-IDN-03", "it does not speak TLS"),
+    ("BAD_RECORD_MAC", Reason.E2E_AUTH_FAILED, "TDN-T-RTE-02", "bytes were changed on the way"),
+    ("ALERT_CERTIFICATE_EXPIRED", Reason.CERTIFICATE_EXPIRED, "TDN-T-IDN-01", "it says that our certificate has expired"),
+    ("ALERT_CERTIFICATE_REQUIRED", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it misses our certificate"),
+    ("ALERT_UNKNOWN_CA", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it does not know the CA of our certificate"),
+    ("ALERT_BAD_CERTIFICATE", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it refuses our certificate"),
+    ("ALERT_PROTOCOL_VERSION", Reason.UNSUPPORTED_VERSION, "TDN-T-IDN-03", "it refuses our TLS version"),
+    ("CERTIFICATE_VERIFY_FAILED", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate does not verify"),
+    ("ALERT", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it ended the TLS handshake"),
+)  # fmt: skip
+
+
+def explain(error: BaseException, other: str) -> TdnError:
+    """The refusal behind a failed or broken TLS connection with `other`."""
+    if isinstance(error, TdnError):
+        return error
+    said = f"{getattr(error, 'verify_message', '') or ''} {error}"
+    kind: type[TdnError]
+    if isinstance(error, ssl.SSLError):
+        for text, reason, requirement, words in _VERDICTS:
+            if text.lower() in said.lower():
+                kind = PeerProtocolError if reason is Reason.E2E_AUTH_FAILED else Refused
+                return kind(reason, f"{other}: {words}", requirement)
+        return PeerProtocolError(
+            Reason.E2E_AUTH_FAILED, f"{other}: the TLS stream is malformed", "TDN-T-RTE-02"
+        )
+    if isinstance(error, TimeoutError):
+        return Unavailable(Reason.DEADLINE, f"{other}: no TLS handshake in time", "TDN-T-DDL-02")
+    return Unavailable(Reason.UNREACHABLE, f"{other}: {type(error).__name__}", "TDN-T-ENC-03")

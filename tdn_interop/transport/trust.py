@@ -1,0 +1,132 @@
+"""What a node believes, and the steps in which it decides who the other end of a connection is.
+
+The trust of a node is two things from its enrolment token: the digest of the root certificate and
+the identity key of the top. A hub is its children's CA and could issue a certificate for an
+impostor; therefore the identity key, which the hub never had, must delegate each TLS key.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tdn_interop import identity
+from tdn_interop.errors import ConfigError, Reason, Refused, guard
+from tdn_interop.identity import Credentials, Identity, Signed
+from tdn_interop.transport import records_wire as records
+from tdn_interop.transport.pki import PeerCertificate
+from tdn_interop.transport.records_wire import NodeRecord
+
+
+def now_ms() -> int:
+    """Milliseconds since the epoch."""
+    return time.time_ns() // 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Where a node stands in the mesh: written at enrolment, read at start.
+
+    `record` and `parent_record` are NodeRecords signed by the top; a top signed its own.
+    """
+
+    top: str
+    top_identity_key: bytes
+    parent: str
+    parent_link: str
+    record: Signed
+    parent_record: Signed | None
+
+    def save(self, path: Path) -> None:
+        """Write atomically."""
+        temporary = path.with_suffix(".new")
+        temporary.write_text(json.dumps(asdict(self), default=bytes.hex, indent=1) + "\n")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Membership:
+        """Read. Errors: NOT_ENROLLED when there is no such file, CONFIG_INVALID when it is damaged."""
+        try:
+            raw = json.loads(path.read_text())
+            return cls(
+                raw["top"], bytes.fromhex(raw["top_identity_key"]), raw["parent"], raw["parent_link"],
+                _signed(raw["record"]), _signed(raw["parent_record"]) if raw["parent_record"] else None,
+            )  # fmt: skip
+        except FileNotFoundError:
+            guard("TDN-T-IDN-07").refuse(Reason.NOT_ENROLLED, f"there is no {path}", ConfigError)
+        except (ValueError, KeyError, TypeError):
+            guard("TDN-T-IDN-07").refuse(Reason.CONFIG_INVALID, f"{path} is damaged", ConfigError)
+
+
+def _signed(raw: dict[str, str]) -> Signed:
+    return Signed(bytes.fromhex(raw["statement"]), raw["signer"], bytes.fromhex(raw["signature"]))
+
+
+class Trust:
+    """Verifies records and credentials; `pin` is asked to keep the first key of a node id and tell the kept one."""
+
+    def __init__(
+        self,
+        top: str,
+        top_identity_key: bytes,
+        pin: Callable[[str, bytes], bytes],
+        clock: Callable[[], int] = now_ms,
+    ) -> None:
+        self.top = top
+        self.top_identity_key = top_identity_key
+        self._pin = pin
+        self._clock = clock
+
+    def record(self, signed: Signed) -> NodeRecord:
+        """The record, if the top signed it. Errors: SIGNATURE_INVALID, INVALID_REQUEST."""
+        ok = signed.signer == self.top and identity.verify(
+            identity.NODE_RECORD, signed, self.top_identity_key
+        )
+        guard("TDN-T-IDN-06").check(ok, Reason.SIGNATURE_INVALID, "the top did not sign this node record")
+        return records.decode_record(signed.statement)
+
+    def verify(self, peer: PeerCertificate, credentials: Credentials) -> NodeRecord:
+        """Decide who is behind a connection. Errors: IDENTITY_MISMATCH, SIGNATURE_INVALID.
+
+        1. The top signed the record.
+        2. The record names the node that the certificate of the connection names.
+        3. The key is the one this node has seen before under that name, if it has seen one.
+        4. That key signed the delegation, and the delegation is valid now.
+        5. The delegation is for the TLS key of this very connection.
+        """
+        check = guard("TDN-T-IDN-06").check
+        record = self.record(credentials.record)  # 1
+        same = record.node_id == peer.node  # 2
+        guard("TDN-T-IDN-02").check(
+            same,
+            Reason.IDENTITY_MISMATCH,
+            f"the record names {record.node_id}, the certificate {peer.node}",
+            Refused,
+        )
+        known = self._pin(peer.node, record.identity_key) == record.identity_key  # 3
+        check(known, Reason.IDENTITY_MISMATCH, f"{peer.node} shows another identity key than before", Refused)
+        delegation = records.decode_delegation(credentials.delegation.statement)
+        signed = identity.verify(identity.DELEGATION, credentials.delegation, record.identity_key)  # 4
+        check(
+            signed,
+            Reason.IDENTITY_MISMATCH,
+            f"{peer.node}'s identity key did not delegate a TLS key",
+            Refused,
+        )
+        valid = (
+            delegation.node_id == peer.node
+            and delegation.not_before_ms <= self._clock() <= delegation.not_after_ms
+        )
+        check(valid, Reason.IDENTITY_MISMATCH, f"{peer.node}'s delegation is not valid now", Refused)
+        bound = delegation.tls_key_sha256 == peer.tls_key_sha256  # 5
+        check(bound, Reason.IDENTITY_MISMATCH, f"{peer.node}'s delegation is for another TLS key", Refused)
+        return record
+
+
+def delegate(key: Identity, tls_key_sha256: bytes, not_before_ms: int, not_after_ms: int) -> Signed:
+    """Permission of an identity key for one TLS key."""
+    statement = records.Delegation(key.node, tls_key_sha256, not_before_ms, not_after_ms)
+    return key.sign(identity.DELEGATION, records.encode_delegation(statement))
