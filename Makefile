@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint gen gen-check fmt bench
+.PHONY: help env demo test lint gen gen-check release-protos fmt bench
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -31,11 +31,16 @@ lint: env gen-check ## formatting, types, architecture and protocol rules
 	$(BIN)/buf lint proto
 	$(BIN)/buf breaking proto --against proto/released.binpb
 
-gen: env ## write generated files again: stubs, reason enum, error pages
+gen: env ## write generated files again: stubs, reason enum, reference pages
 	$(BIN)/python proto/generate.py
+	$(BIN)/python docs/generate.py
 
 gen-check: env ## fail when a generated file is out of date
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python docs/generate.py --check
+
+release-protos: env ## note the protocol of this release; later changes must stay compatible with it
+	$(BIN)/buf build proto --output proto/released.binpb
 
 fmt: env ## format the code
 	$(BIN)/ruff check --fix-only --quiet

@@ -47,7 +47,7 @@ def root(
         typer.Option(metavar="FILE", help="Configuration of the node; node.toml here if not given."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="JSON on stdout, errors as JSON on stderr.")] = False,
-    lang: Annotated[Literal["en", "zh"], typer.Option(help="Language of messages.")] = "en",
+    lang: Annotated[Literal["en", "zh"], typer.Option(metavar="en|zh", help="Language of messages.")] = "en",
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show where an error comes from.")] = False,
 ) -> None:
     """Interoperation of privacy-computing platforms: one node, its data, its jobs, its evidence."""
