@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 
 import pytest
-import sqlalchemy as sa
 
 from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.log import EvidenceLog
@@ -294,11 +293,3 @@ def test_a_commitment_hides_what_could_be_guessed():
     for salt, digest in ((b"short", content), (b"s" * 16, b"13800000000")):
         with pytest.raises(LocalProtocolError):
             commitment(salt, digest)
-
-
-async def test_leaves_survive_a_writer_of_the_same_database_being_refused(store, url):
-    log = await filled(store, 2)
-    with pytest.raises(TdnError):
-        Store.open(url)
-    assert await log.audit() == 2
-    assert await store.run(lambda c: c.scalar(sa.text("SELECT count(*) FROM log_leaves"))) == 2
