@@ -63,8 +63,8 @@ stages = st.sampled_from(
         ext.SEALED,
         ext.TAGGED_SEALED,
         ext.TAGGED_KEYS,
+        "no-such-stage",
     ]
-    + ["no-such-stage"]
 )
 NINE = (9).to_bytes(32, "little")
 all_bodies = st.sampled_from(

@@ -166,7 +166,9 @@ def _unlock_one(value: bytes, key: bytes, inner: AESGCM, binding: bytes) -> byte
         seal.refuse(Reason.SEAL_BROKEN, "a matched value does not open")
     length = int.from_bytes(padded[:_LENGTH_BYTES], "big")
     item, padding = padded[_LENGTH_BYTES : _LENGTH_BYTES + length], padded[_LENGTH_BYTES + length :]
-    seal.check(0 < length == len(item) and not any(padding), Reason.SEAL_BROKEN, "a sealed item is badly padded")
+    seal.check(
+        0 < length == len(item) and not any(padding), Reason.SEAL_BROKEN, "a sealed item is badly padded"
+    )
     return item
 
 
