@@ -31,7 +31,7 @@ class Limits:
 
     frame_bytes: int = 1 << 20  # the fastest size measured over gRPC
     message_bytes: int = 8 << 20
-    topic_credit_bytes: int = 16 << 20  # two messages, so that one travels while one is consumed
+    topic_credit_bytes: int = 20 << 20  # two messages, so that one travels while one is consumed
     topics: int = 256
     idle_ms: int = 120_000
 
