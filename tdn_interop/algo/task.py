@@ -48,6 +48,7 @@ class State(enum.Enum):
 
     IDLE = "idle"
     EXCHANGING = "exchanging"
+    SHUFFLING = "shuffling"
     MATCHING = "matching"
     OPENING = "opening"
     DONE = "done"
@@ -217,7 +218,12 @@ class TaskMachine(Machine):
     initial = State.IDLE
     failed = State.FAILED
     requirement = "TDN-A-PSI-05"
-    running: ClassVar[tuple[State, ...]] = (State.EXCHANGING, State.MATCHING, State.OPENING)
+    running: ClassVar[tuple[State, ...]] = (
+        State.EXCHANGING,
+        State.SHUFFLING,
+        State.MATCHING,
+        State.OPENING,
+    )
 
     def __init__(self, task: Task) -> None:
         super().__init__()

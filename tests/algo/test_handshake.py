@@ -46,6 +46,13 @@ def test_the_least_sum_of_ranks_wins_at_every_layer():
     assert negotiate(given) == Choice("x/1", "s2", "f1")
 
 
+def test_it_is_the_sum_that_counts_not_the_worst_rank():
+    given = proposals(
+        a={"p/1": ("s1 s2 s3", "f")}, b={"p/1": ("s1 s2 s3", "f")}, c={"p/1": ("s3 s2 s1", "f")}
+    )
+    assert negotiate(given).suite == "s1"  # 0 + 0 + 2 beats 1 + 1 + 1
+
+
 def test_a_tie_goes_to_the_id_that_sorts_first():
     given = proposals(a={"p/1": ("s2 s1", "f")}, b={"p/1": ("s1 s2", "f")})
     assert negotiate(given).suite == "s1"

@@ -5,7 +5,7 @@ import pytest
 
 from tdn_interop.algo.message import MAX_MESSAGE_BYTES, MAX_ROWS, PointBatch, TaskMessage
 from tdn_interop.algo.psi.ecdh import DOUBLE_MASKED, MASKED
-from tdn_interop.algo.task import Aborted, Progress, Received, Started, State
+from tdn_interop.algo.task import Aborted, Progress, Received, Started, State, perform
 from tdn_interop.algo.wire import encode_message
 from tdn_interop.errors import ConfigError, PeerProtocolError, Reason, TdnError
 from tests.algo import reference
@@ -151,7 +151,9 @@ def test_the_result_does_not_depend_on_batches(monkeypatch):
 
 def test_batches_stay_below_the_message_limit():
     a = numbered(0, MAX_ROWS + 1)
-    effects = two_party(a, [])["a"].step(Started())
+    machine = two_party(a, [])["a"]
+    (shuffle,) = machine.step(Started())
+    effects = machine.step(perform(shuffle))
     assert [len(effect.args[2]) for effect in effects] == [MAX_ROWS, 1]
     full = TaskMessage(AGREEMENT, EPOCH, MASKED, 0, False, PointBatch(MAX_ROWS, bytes(32 * MAX_ROWS)))
     assert len(encode_message(full)) < MAX_MESSAGE_BYTES
@@ -249,32 +251,56 @@ def test_a_bad_point_ends_the_run_and_its_product_never_leaves(stage, position, 
     assert not points_of(outcome, "b", "a", DOUBLE_MASKED) or stage == DOUBLE_MASKED
 
 
+def empty_first(message):
+    empty = dataclasses.replace(message, last=False, body=PointBatch(0, b""))
+    return empty, dataclasses.replace(message, batch_index=1)
+
+
+def more_without_an_end(message):
+    (longer,) = replace_points(lambda rows: [*rows, rows[0]])(message)
+    return (dataclasses.replace(longer, last=False),)
+
+
 @pytest.mark.parametrize(
     ("stage", "change", "reason"),
     [
         (MASKED, lambda m: (dataclasses.replace(m, batch_index=1),), Reason.BATCH_ORDER),
         (MASKED, lambda m: (dataclasses.replace(m, last=False), m), Reason.BATCH_ORDER),
-        (MASKED, lambda m: (m, dataclasses.replace(m, batch_index=1)), Reason.BATCH_ORDER),
-        (MASKED, lambda m: (m, m), Reason.BATCH_ORDER),
-        (MASKED, lambda m: (dataclasses.replace(m, last=False, body=PointBatch(0, b"")), m), Reason.BATCH_ORDER),
+        (MASKED, empty_first, Reason.BATCH_ORDER),
         (MASKED, lambda m: (dataclasses.replace(m, agreement=bytes(32)),), Reason.TRANSCRIPT_MISMATCH),
         (MASKED, lambda m: (dataclasses.replace(m, epoch=EPOCH + 1),), Reason.STATE_CONFLICT),
         (MASKED, lambda m: (dataclasses.replace(m, stage="dual-enc"),), Reason.STATE_CONFLICT),
         (MASKED, lambda m: (dataclasses.replace(m, body=PointBatch(12, m.body.points)),), Reason.COUNT_MISMATCH),
-        (MASKED, replace_points(lambda rows: [rows[0], *rows]), Reason.INVALID_REQUEST),
         (MASKED, replace_points(lambda rows: rows[1:]), Reason.COUNT_MISMATCH),
         (DOUBLE_MASKED, replace_points(lambda rows: rows[1:]), Reason.COUNT_MISMATCH),
         (DOUBLE_MASKED, replace_points(lambda rows: [*rows, rows[0]]), Reason.COUNT_MISMATCH),
+        (DOUBLE_MASKED, more_without_an_end, Reason.COUNT_MISMATCH),
         (DOUBLE_MASKED, replace_points(lambda rows: [*rows[1:], rows[1]]), Reason.INVALID_REQUEST),
     ],
     ids=[
-        "gap", "repeated index", "after last", "last twice", "empty, not last", "other agreement", "newer epoch",
-        "unknown stage", "count", "repeated point", "point lost", "fewer back", "more back",
+        "gap", "repeated index", "empty, not last", "other agreement", "newer epoch",
+        "unknown stage", "count", "point lost", "fewer back", "more back", "more back, not last",
         "repeated back",
     ],
 )  # fmt: skip
 def test_a_broken_rule_has_its_reason(stage, change, reason):
     assert reason_of(edit("b", stage, change)) is reason
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_nothing_may_follow_the_last_batch(index):
+    machine = two_party(numbered(0, 2), [])["a"]
+    machine.step(Started())
+    last = TaskMessage(AGREEMENT, EPOCH, MASKED, 0, True, PointBatch(1, reference.encoded(9)))
+    machine.step(Received("b", last))
+    with pytest.raises(PeerProtocolError) as caught:
+        machine.step(Received("b", dataclasses.replace(last, batch_index=index)))
+    assert caught.value.reason is Reason.BATCH_ORDER
+
+
+def test_a_repeated_point_is_refused_before_it_counts_twice():
+    twice = replace_points(lambda rows: [rows[0], *rows])
+    assert reason_of(edit("b", MASKED, twice), receivers="b") is Reason.INVALID_REQUEST
 
 
 def test_points_that_come_back_before_they_were_sent_are_refused():
@@ -305,3 +331,12 @@ def test_a_message_of_an_older_epoch_is_refused_and_the_run_goes_on():
         assert caught.value.reason is Reason.STALE
         assert machines["b"].state is State.IDLE
     assert simulate(machines).outputs["b"] == (0, 1, 2)
+
+
+def test_an_older_epoch_of_another_agreement_is_a_mismatch_and_ends_the_run():
+    machine = two_party(numbered(0, 6), [])["a"]
+    machine.step(Started())
+    with pytest.raises(PeerProtocolError) as caught:
+        machine.step(Received("b", TaskMessage(bytes(32), EPOCH - 1, MASKED, 0, True, PointBatch(0, b""))))
+    assert caught.value.reason is Reason.TRANSCRIPT_MISMATCH
+    assert machine.state is State.FAILED

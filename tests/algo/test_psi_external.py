@@ -192,6 +192,26 @@ def test_both_relayed_sets_are_shuffled_again():
         assert sent != in_order
 
 
+@pytest.mark.parametrize(("role", "stage"), [(HOLDER_A, MASKED), (HOLDER_B, SEALED)])
+def test_the_first_order_is_not_the_order_of_items(role, stage):
+    items = numbered(0, 60)
+    scalar = scalars_of(external(items, items))[role]
+    run = simulate(external(items, items))
+    sent = b"".join(m.body.points for s, _, m in run.sent if (s, m.stage) == (role, stage))
+    in_order = KERNEL.mask(scalar, KERNEL.hash(items)).tobytes()
+    assert split(sent, 32) == split(in_order, 32)
+    assert sent != in_order
+
+
+def test_no_nonce_comes_twice_under_one_item_key(monkeypatch):
+    monkeypatch.setattr("tdn_interop.algo.psi.sets.rows_per_batch", lambda _: 4)
+    run = simulate(external([], numbered(0, 10)))
+    batches = [m.body for m in run.between(HOLDER_B, HOLDER_A)]
+    assert len(batches) == 3
+    sealed = b"".join(batch.sealed for batch in batches)
+    assert len({sealed[i : i + 12] for i in range(0, len(sealed), batches[0].sealed_bytes)}) == 10
+
+
 def test_secrets_are_gone_at_the_end():
     run = simulate(external(numbered(0, 5), numbered(3, 9)))
     kept = {role: [len(s) for s in machine._secrets] for role, machine in run.machines.items()}

@@ -21,13 +21,14 @@ from tdn_interop.algo.kernel import check_encoding
 from tdn_interop.algo.machine import Effect, Table
 from tdn_interop.algo.message import PointBatch
 from tdn_interop.algo.psi.sets import (
+    SHUFFLE_KEY_BYTES,
     Indices,
     batches,
     common_rows,
     join,
     mask_items,
-    permutation,
     point_batch,
+    shuffle_items,
 )
 from tdn_interop.algo.task import (
     COMMON_ROWS,
@@ -63,18 +64,22 @@ class EcdhPsi(TaskMachine):
         self._matches: tuple[int, ...] = ()
 
     def _start(self, _: Started) -> Iterator[Effect]:
-        task, size = self.task, self.task.kernel.suite.point_bytes
+        task = self.task
         self._scalar = self._secret(task.entropy(32))
-        self._order: Indices = permutation(task.entropy, len(self._items))
         self._masked = Outbound(task, self.peer, MASKED)
         self._back = Outbound(task, self.peer, DOUBLE_MASKED)
         self._peer_set = self._await(self.peer, MASKED, PointBatch, self._on_masked)
         if self._receives:
             self._await(self.peer, DOUBLE_MASKED, PointBatch, self._on_returned, len(self._items))
-        shuffled = [self._items[i] for i in self._order]
-        for index, part, last in batches(len(shuffled), size):
+        keys = task.entropy(SHUFFLE_KEY_BYTES * len(self._items))
+        yield from self._compute(self._on_shuffled, shuffle_items, keys, self._items)
+
+    def _on_shuffled(self, shuffled: tuple[Indices, list[bytes]]) -> Iterator[Effect]:
+        self._order, items = shuffled
+        kernel = self.task.kernel
+        for index, part, last in batches(len(items), kernel.suite.point_bytes):
             then = partial(self._send_masked, index, last)
-            yield from self._compute(then, mask_items, task.kernel, self._scalar, shuffled[part])
+            yield from self._compute(then, mask_items, kernel, self._scalar, items[part])
 
     def _send_masked(self, index: int, last: bool, points: Points) -> Iterator[Effect]:
         yield from self._masked.put(index, point_batch(points), last)

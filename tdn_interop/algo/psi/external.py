@@ -14,7 +14,7 @@ so neither can compare. Holder a relays sealed items that it cannot open.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -25,14 +25,15 @@ from tdn_interop.algo.machine import Effect, Table
 from tdn_interop.algo.message import TAG_BYTES, KeyBody, PointBatch, SealedBatch, TagBatch
 from tdn_interop.algo.psi import sealing
 from tdn_interop.algo.psi.sets import (
+    SHUFFLE_KEY_BYTES,
     Indices,
     Rows,
     batches,
     common_rows,
-    join,
     mask_items,
-    permutation,
     point_batch,
+    shuffle_items,
+    shuffle_rows,
 )
 from tdn_interop.algo.task import (
     COMMON_ROWS,
@@ -69,23 +70,31 @@ class _Holder(TaskMachine):
         self._tags: list[Rows] = []
         self._values: list[Rows] = []
 
-    def _shuffled(self) -> list[bytes]:
-        return [self._items[i] for i in permutation(self.task.entropy, len(self._items))]
+    def _shuffle_keys(self, count: int) -> bytes:
+        return self.task.entropy(SHUFFLE_KEY_BYTES * count)
+
+    def _shuffle_items(
+        self, then: Callable[[tuple[Indices, list[bytes]]], Iterator[Effect]]
+    ) -> Iterator[Effect]:
+        yield from self._compute(then, shuffle_items, self._shuffle_keys(len(self._items)), self._items)
 
     def _on_tagged(self, rows: tuple[Rows, Rows]) -> Iterator[Effect]:
         self._tags.append(rows[0])
         self._values.append(rows[1])
         yield Progress(self.passes, len(rows[0]))
 
-    def pass_on(self, _: Settled) -> Iterator[Effect]:
-        """Send the tagged rows on, shuffled afresh: not even the order of the other holder shows."""
-        width = self._values[0].shape[1]
-        tags, values = join(self._tags, TAG_BYTES), join(self._values, width)
-        order, out = permutation(self.task.entropy, len(tags)), Outbound(self.task, RECEIVER, self.passes)
+    def shuffle_again(self, _: Settled) -> Iterator[Effect]:
+        """Shuffle the tagged rows afresh: not even the order of the other holder shows."""
+        keys = self._shuffle_keys(sum(map(len, self._tags)))
+        yield from self._compute(self._pass_on, shuffle_rows, keys, self._tags, self._values)
+
+    def _pass_on(self, rows: tuple[Rows, Rows]) -> Iterator[Effect]:
+        tags, values = rows
+        width = values.shape[1]
+        out = Outbound(self.task, RECEIVER, self.passes)
         for index, part, last in batches(len(tags), TAG_BYTES + width):
-            chosen = order[part]
-            rows = TagBatch(len(chosen), tags[chosen].tobytes(), values[chosen].tobytes(), width)
-            yield from out.put(index, rows, last)
+            batch = TagBatch(len(tags[part]), tags[part].tobytes(), values[part].tobytes(), width)
+            yield from out.put(index, batch, last)
         yield Report({f"items.{self.role}": len(self._items), f"items.{self.peer}": len(tags)})
 
 
@@ -100,10 +109,13 @@ class HolderA(_Holder):
         self._scalar = self._secret(task.entropy(32))
         self._out = Outbound(task, HOLDER_B, MASKED)
         self._await(HOLDER_B, SEALED, SealedBatch, self._on_sealed)
-        shuffled = self._shuffled()
-        for index, part, last in batches(len(shuffled), task.kernel.suite.point_bytes):
+        yield from self._shuffle_items(self._on_shuffled)
+
+    def _on_shuffled(self, shuffled: tuple[Indices, list[bytes]]) -> Iterator[Effect]:
+        items, kernel = shuffled[1], self.task.kernel
+        for index, part, last in batches(len(items), kernel.suite.point_bytes):
             then = partial(self._send_masked, index, last)
-            yield from self._compute(then, mask_items, task.kernel, self._scalar, shuffled[part])
+            yield from self._compute(then, mask_items, kernel, self._scalar, items[part])
 
     def _send_masked(self, index: int, last: bool, points: Points) -> Iterator[Effect]:
         yield from self._out.put(index, point_batch(points), last)
@@ -127,7 +139,8 @@ class HolderA(_Holder):
     table: ClassVar[Table] = {
         **COMMON_ROWS,
         (State.IDLE, Started): (_start, State.EXCHANGING),
-        (State.EXCHANGING, Settled): (_Holder.pass_on, State.DONE),
+        (State.EXCHANGING, Settled): (_Holder.shuffle_again, State.SHUFFLING),
+        (State.SHUFFLING, Settled): (None, State.DONE),
     }
 
 
@@ -141,18 +154,21 @@ class HolderB(_Holder):
         self._block = sealing.block_bytes(items)
 
     def _start(self, _: Started) -> Iterator[Effect]:
-        task, width = self.task, sealing.sealed_bytes(self._block)
+        task = self.task
         self._scalar = self._secret(task.entropy(32))
         self._item_key = self._secret(task.entropy(sealing.ITEM_KEY_BYTES))
         self._out = Outbound(task, HOLDER_A, SEALED)
         self._await(RECEIVER, RECEIVER_KEY, KeyBody, self._on_receiver_key, 1)
         self._await(HOLDER_A, MASKED, PointBatch, self._on_masked)
-        shuffled = self._shuffled()
+        yield from self._shuffle_items(self._on_shuffled)
+
+    def _on_shuffled(self, shuffled: tuple[Indices, list[bytes]]) -> Iterator[Effect]:
+        items, task = shuffled[1], self.task
         lock = partial(sealing.mask_and_seal, task.kernel, self._scalar, self._item_key)
-        for index, part, last in batches(len(shuffled), task.kernel.suite.point_bytes + width):
+        row_bytes = task.kernel.suite.point_bytes + sealing.sealed_bytes(self._block)
+        for index, part, last in batches(len(items), row_bytes):
             then = partial(self._send_sealed, index, last)
-            args = (shuffled[part], part.start, self._block, task.binding)
-            yield from self._compute(then, lock, *args)
+            yield from self._compute(then, lock, items[part], part.start, self._block, task.binding)
 
     def _send_sealed(self, index: int, last: bool, rows: tuple[Points, bytes]) -> Iterator[Effect]:
         points, sealed = rows
@@ -173,7 +189,8 @@ class HolderB(_Holder):
     table: ClassVar[Table] = {
         **COMMON_ROWS,
         (State.IDLE, Started): (_start, State.EXCHANGING),
-        (State.EXCHANGING, Settled): (_Holder.pass_on, State.DONE),
+        (State.EXCHANGING, Settled): (_Holder.shuffle_again, State.SHUFFLING),
+        (State.SHUFFLING, Settled): (None, State.DONE),
     }
 
 

@@ -10,20 +10,32 @@ from numpy.typing import NDArray
 from tdn_interop.algo.curve25519 import Points
 from tdn_interop.algo.kernel import Kernel, Scalar
 from tdn_interop.algo.message import PointBatch, rows_per_batch
-from tdn_interop.algo.task import Entropy
 from tdn_interop.errors import Reason, guard
 
 Rows = NDArray[np.uint8]
 Indices = NDArray[np.intp]
+SHUFFLE_KEY_BYTES = 16
 
 
-def permutation(entropy: Entropy, count: int) -> Indices:
-    """A uniform permutation of range(count): the order of `count` random 128-bit keys.
+def permutation(keys: bytes) -> Indices:
+    """A uniform permutation of range(n): the order of n random keys of SHUFFLE_KEY_BYTES each.
 
-    Two equal keys, which would favour one order, have probability below count^2 / 2^129.
+    Two equal keys, which would favour one order, have probability below n^2 / 2^129.
     """
-    keys = np.frombuffer(entropy(16 * count), "<u8").reshape(count, 2)
-    return np.lexsort((keys[:, 0], keys[:, 1]))
+    limbs = np.frombuffer(keys, "<u8").reshape(-1, 2)
+    return np.lexsort((limbs[:, 0], limbs[:, 1]))
+
+
+def shuffle_items(keys: bytes, items: Sequence[bytes]) -> tuple[Indices, list[bytes]]:
+    """The permutation of `keys` and the items in that order."""
+    order = permutation(keys)
+    return order, [items[i] for i in order]
+
+
+def shuffle_rows(keys: bytes, tags: Sequence[Rows], values: Sequence[Rows]) -> tuple[Rows, Rows]:
+    """All tags and, paired with them, all values, joined and in the order of `keys`; at least one part of each."""
+    order = permutation(keys)
+    return np.concatenate(tags)[order], np.concatenate(values)[order]
 
 
 def batches(count: int, row_bytes: int) -> Iterator[tuple[int, slice, bool]]:
