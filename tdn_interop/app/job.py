@@ -46,6 +46,7 @@ from tdn_interop.identity import Signed
 from tdn_interop.transport.frame import Failure
 
 _members = guard("TDN-F-TSK-02")
+_stops = guard("TDN-F-TSK-04")
 _order = guard("TDN-F-TSK-01")
 
 _MessageT = TypeVar("_MessageT", bound=Message)
@@ -224,8 +225,14 @@ class Job(JobMachine):
 
     def vet_sender(self, message: Message) -> None:
         """Only parties have a say. Errors: POLICY_DENIED."""
+        gate = _stops if isinstance(message, Cancel) else _members
         told = f"{message.sender} is not a party of this job"
-        _members.check(message.sender in self.parties, Reason.POLICY_DENIED, told, Refused)
+        gate.check(message.sender in self.parties, Reason.POLICY_DENIED, told, Refused)
+
+    def comes_too_late(self, event: Event) -> bool:
+        """As JobMachine; and a party that has stated its outcome may leave."""
+        leaves = isinstance(event, PartyLost) and (event.party, Stated) in self._accepted
+        return leaves or super().comes_too_late(event)
 
     def _complete(self) -> Complete | None:
         answer, complete = self.gates.get(cast("J", self.state), (None, None))

@@ -215,6 +215,13 @@ class JobMachine(Machine):
     def vet_content(self, message: Message) -> None:
         """Refuse a message that the table allows and that contradicts what is known."""
 
+    def comes_too_late(self, event: Event) -> bool:
+        """True for what happened to a stage, or to work, that is over: it is ignored."""
+        if isinstance(event, DeadlinePassed) and event.stage is not self.state:
+            return True
+        late = isinstance(event, Racing) and self.state in self.stopped
+        return late and (self.state, type(event)) not in self.table
+
     def step(self, event: Event) -> list[Effect]:
         """Feed one event. Errors: STATE_CONFLICT, STALE and those of the vets; a refused event changes nothing."""
         if isinstance(event, Message):
@@ -223,7 +230,7 @@ class JobMachine(Machine):
                 return []
             self._vet_epoch(event)
             self._vet_repetition(event)
-        elif self._comes_too_late(event):
+        elif self.comes_too_late(event):
             return []
         self._vet_state(event)
         if isinstance(event, Message):
@@ -257,12 +264,6 @@ class JobMachine(Machine):
             kind = PeerProtocolError if isinstance(event, Message) else LocalProtocolError
             told = f"{_name(event)} is not possible in state {self.state.name}"
             _order.refuse(Reason.STATE_CONFLICT, told, kind)
-
-    def _comes_too_late(self, event: Event) -> bool:
-        if isinstance(event, DeadlinePassed) and event.stage is not self.state:
-            return True
-        late = isinstance(event, Racing) and self.state in self.stopped
-        return late and (self.state, type(event)) not in self.table
 
 
 def describe(table: Table) -> str:

@@ -130,12 +130,11 @@ class TestTheOrder:
 
 
 class TestWhoMaySpeak:
-    @pytest.mark.parametrize(
-        "message", [Approval("x.cn", 0, signed("x.cn", 1), signed("x.cn", 2)), Cancel("x.cn", 0, "")]
-    )
-    def test_a_stranger_has_no_say(self, message):
+    def test_a_stranger_has_no_say(self):
         machine = at(JobState.AWAITING_APPROVAL).job
-        assert refusal(machine, message, Refused) == (Reason.POLICY_DENIED, "TDN-F-TSK-02")
+        approval = Approval("x.cn", 0, signed("x.cn", 1), signed("x.cn", 2))
+        for message, requirement in ((approval, "TDN-F-TSK-02"), (Cancel("x.cn", 0, ""), "TDN-F-TSK-04")):
+            assert refusal(machine, message, Refused) == (Reason.POLICY_DENIED, requirement)
 
     @pytest.mark.parametrize("sender", [B, "x.cn"])
     @pytest.mark.parametrize("state", [JobState.RUNNING, JobState.VERIFYING])
@@ -309,6 +308,14 @@ class TestFailure:
         assert (verdict.outcome, verdict.missing) == (Outcome.FAILED, (C,))
         assert (verdict.failure.reason, C in verdict.failure.message) == (Reason.PARTY_LOST, True)
         assert world.accepted == {A: Outcome.FAILED, B: Outcome.FAILED}
+
+    def test_a_party_that_has_delivered_and_stated_may_leave(self):
+        machine = at(JobState.VERIFYING).job
+        machine.step(Stated(B, 1, signed(B, "s"), Outcome.SUCCEEDED))
+        assert machine.step(jobs.PartyLost(B)) == []
+        assert machine.state is JobState.VERIFYING
+        machine.step(jobs.PartyLost(C))
+        assert machine.state is JobState.FAILING
 
     @pytest.mark.parametrize("state", LIVE)
     def test_a_silent_party_is_named_when_time_is_up(self, state):
