@@ -93,7 +93,8 @@ def named_error(
     """The error behind what travels: a name of the table, or INTERNAL for a name this version does not know."""
     reason = Reason.__members__.get(name, Reason.INTERNAL)
     error = _KINDS.get(kind, TdnError)(reason, message, requirement)
-    error.metadata = dict(metadata)  # not by keyword: a peer's names may be those of our parameters
+    # Not by keyword: a peer may use the names of our parameters. Sorted: protobuf maps have no order.
+    error.metadata = dict(sorted(metadata.items()))
     return error
 
 

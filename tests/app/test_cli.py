@@ -504,7 +504,11 @@ def test_every_command_has_an_example():
     ] == []
 
 
-@pytest.mark.parametrize("words", EXAMPLES, ids=" ".join)
+# These start whole meshes and have tests of their own.
+LONG = ("lab", "demo")
+
+
+@pytest.mark.parametrize("words", [words for words in EXAMPLES if words[0] not in LONG], ids=" ".join)
 def test_examples_run(words, node, tdn, folder, modules, bundles, monkeypatch):
     monkeypatch.setattr(adapters, "entry_points", points("json:loads"))
     if "evidence" in words:
