@@ -19,7 +19,7 @@ KINDS = [UNARY, SERVER, CLIENT, BIDI]
 TYPES = {UNARY: "unary", SERVER: "server_stream", CLIENT: "client_stream", BIDI: "bidi_stream"}
 
 
-async def act(request: bytes, context) -> bytes:
+async def act(request: bytes, context, hanging: asyncio.Event) -> bytes:
     if request == b"refuse":
         raise Refused(Reason.POLICY_DENIED, "not you", "TDN-F-TSK-02", party="bank-a.cn")
     if request == b"crash":
@@ -29,6 +29,7 @@ async def act(request: bytes, context) -> bytes:
     if request == b"time out":
         raise TimeoutError
     if request == b"hang":
+        hanging.set()
         await asyncio.Event().wait()
     return request
 
@@ -36,28 +37,30 @@ async def act(request: bytes, context) -> bytes:
 class Handlers:
     """Four behaviours of one echo service; the streams double what they see."""
 
+    def __init__(self):
+        self.hanging = asyncio.Event()
+
     async def unary(self, request, context):
-        return await act(request, context)
+        return await act(request, context, self.hanging)
 
     async def server_stream(self, request, context):
-        yield await act(request, context)
+        yield await act(request, context, self.hanging)
         yield request
 
     async def client_stream(self, requests, context):
-        return b"".join([await act(request, context) async for request in requests])
+        return b"".join([await act(request, context, self.hanging) async for request in requests])
 
     async def bidi(self, requests, context):
         async for request in requests:
-            yield await act(request, context)
+            yield await act(request, context, self.hanging)
             yield request
 
     async def written(self, requests, context):  # the style that calls read and write
         while (request := await context.read()) is not grpc.aio.EOF:
-            await context.write(await act(request, context))
+            await context.write(await act(request, context, self.hanging))
 
 
-def handlers() -> grpc.GenericRpcHandler:
-    own = Handlers()
+def handlers(own: Handlers) -> grpc.GenericRpcHandler:
     return grpc.method_handlers_generic_handler(
         "t.Echo",
         {
@@ -73,8 +76,8 @@ def handlers() -> grpc.GenericRpcHandler:
 class Lab:
     """A server with the standard layers, a channel with client metrics, and what both counted."""
 
-    def __init__(self, channel, registry):
-        self.channel, self.registry = channel, registry
+    def __init__(self, own, channel, registry):
+        self.own, self.channel, self.registry = own, channel, registry
 
     async def call(self, kind, *requests, timeout=5):
         async def stream():
@@ -105,15 +108,15 @@ def ignored(error: TdnError) -> None:
 
 @contextlib.asynccontextmanager
 async def running(*layers, registry=None):
-    registry = registry or CollectorRegistry()
+    registry, own = registry or CollectorRegistry(), Handlers()
     client = rpc_metrics.client_interceptors(rpc_metrics.RpcMetrics(registry, "client"))
     with tempfile.TemporaryDirectory() as folder:
         server = grpc.aio.server(interceptors=[interceptors.ServerCalls(*layers)])
-        server.add_generic_rpc_handlers([handlers()])
+        server.add_generic_rpc_handlers([handlers(own)])
         server.add_insecure_port(f"unix:{folder}/s")
         await server.start()
         async with grpc.aio.insecure_channel(f"unix:{folder}/s", interceptors=client) as channel:
-            yield Lab(channel, registry)
+            yield Lab(own, channel, registry)
         await server.stop(1)
 
 
@@ -128,10 +131,44 @@ async def lab():
         yield lab
 
 
+class Lines(list):
+    """The events that were logged; `audit` waits for the line that ends the one call."""
+
+    def __init__(self):
+        self._ended = asyncio.Event()
+
+    def __call__(self, logger, method, event):
+        self.append(event | {"level": method})
+        if event["event"] == "call":
+            self._ended.set()
+        raise structlog.DropEvent
+
+    async def audit(self):
+        """A client may hear of the end of its call before the layers around it have ended."""
+        await self._ended.wait()
+        return next(line for line in self if line["event"] == "call")
+
+
 @pytest.fixture
 def lines():
-    with structlog.testing.capture_logs() as lines:
-        yield lines
+    found = Lines()
+    structlog.configure(processors=[found])
+    yield found
+    structlog.reset_defaults()
+
+
+@pytest.fixture
+def client_ends(monkeypatch):
+    """A queue with the code of every call that the client has counted as ended."""
+    ends, handled = asyncio.Queue(), rpc_metrics.Timer.handled
+
+    def noted(timer, code):
+        handled(timer, code)
+        if timer.metrics.calls_started._name == "grpc_client_started":
+            ends.put_nowait(code)
+
+    monkeypatch.setattr(rpc_metrics.Timer, "handled", noted)
+    return ends
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -139,6 +176,7 @@ async def test_a_good_call_passes_and_is_counted(lab, lines, kind):
     answer = await lab.call(kind, b"four")
     expected = {UNARY: b"four", CLIENT: b"four", SERVER: [b"four"] * 2, BIDI: [b"four"] * 2}[kind]
     assert answer == expected
+    line = await lines.audit()
     messages = len(answer) if isinstance(answer, list) else 1
     assert lab.sample("started_total", kind) == 1
     assert lab.sample("handled_total", kind, grpc_code="OK") == 1
@@ -146,10 +184,9 @@ async def test_a_good_call_passes_and_is_counted(lab, lines, kind):
     assert lab.sample("msg_sent_total", kind) == messages
     assert lab.sample("handling_seconds_count", kind) == 1
     assert lab.refused == []
-    (line,) = lines
     assert line.pop("duration_s") >= 0
     assert line == {
-        "event": "call", "log_level": "info", "peer": "bank-a.cn", "method": f"/t.Echo/{kind}", "code": "OK",
+        "event": "call", "level": "info", "peer": "bank-a.cn", "method": f"/t.Echo/{kind}", "code": "OK",
         "received_bytes": 4, "sent_bytes": 4 * messages,
     }  # fmt: skip
 
@@ -161,8 +198,8 @@ async def test_a_refusal_arrives_with_its_reason(lab, lines, kind):
     found = status.from_rpc_error(caught.value)
     assert (type(found), found.reason, found.message) == (Refused, Reason.POLICY_DENIED, "not you")
     assert (found.requirement, found.metadata) == ("TDN-F-TSK-02", {"party": "bank-a.cn"})
+    assert (await lines.audit())["code"] == "PERMISSION_DENIED"
     assert lab.sample("handled_total", kind, grpc_code="PermissionDenied") == 1
-    assert [line["code"] for line in lines] == ["PERMISSION_DENIED"]
     assert [error.reason for error in lab.refused] == [Reason.POLICY_DENIED]
 
 
@@ -172,14 +209,15 @@ async def test_a_defect_shows_only_its_correlation_id(lab, lines, kind):
         await lab.call(kind, b"crash")
     found = status.from_rpc_error(caught.value)
     assert found.reason is Reason.INTERNAL
-    defect, audit = lines
+    line = await lines.audit()
+    defect = lines[0]
     assert found.metadata == {"correlation": defect["correlation"]}
     assert defect["correlation"] in found.message
     wire = rpc_status.from_call(caught.value).SerializeToString() + caught.value.details().encode()
     assert b"secret" not in wire
     assert b"ZeroDivision" not in wire
     assert defect["exc_info"]
-    assert audit["code"] == "INTERNAL"
+    assert line["code"] == "INTERNAL"
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,13 +225,14 @@ async def test_a_handler_may_answer_with_a_code_of_its_own(lab, lines, kind):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await lab.call(kind, b"abort")
     assert (caught.value.code(), caught.value.details()) == (grpc.StatusCode.NOT_FOUND, "own words")
-    assert [line["code"] for line in lines] == ["NOT_FOUND"]
+    assert (await lines.audit())["code"] == "NOT_FOUND"
     assert lab.sample("handled_total", kind, grpc_code="NotFound") == 1
 
 
 async def test_handlers_that_read_and_write_are_counted_too(lab, lines):
     assert await lab.call("Written", b"ab", b"cd") == [b"ab", b"cd"]
-    assert (lines[0]["received_bytes"], lines[0]["sent_bytes"]) == (4, 4)
+    line = await lines.audit()
+    assert (line["received_bytes"], line["sent_bytes"]) == (4, 4)
     assert lab.sample("msg_received_total", "Written") == 2
 
 
@@ -204,26 +243,18 @@ async def test_unknown_methods_make_no_metrics(lab):
     assert lab.sample("started_total", "Nowhere") is None
 
 
-async def ended(lines):
-    """Wait until the server has written its audit line; the test's own limit ends the wait."""
-    while not lines:
-        await asyncio.sleep(0)
-    return lines[0]
-
-
 async def test_a_deadline_that_passes_is_told_from_a_cancel(lab, lines):
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await lab.call(UNARY, b"hang", timeout=0.05)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert (await ended(lines))["code"] == "DEADLINE_EXCEEDED"
+    assert (await lines.audit())["code"] == "DEADLINE_EXCEEDED"
 
 
 async def test_a_cancelled_call_is_counted_as_cancelled(lab, lines):
     call = lab.channel.unary_unary("/t.Echo/Unary")(b"hang", timeout=60)
-    while not lab.sample("msg_received_total", UNARY):
-        await asyncio.sleep(0)
+    await lab.own.hanging.wait()
     call.cancel()
-    assert (await ended(lines))["code"] == "CANCELLED"
+    assert (await lines.audit())["code"] == "CANCELLED"
     assert lab.sample("handled_total", UNARY, grpc_code="Canceled") == 1
 
 
@@ -270,18 +301,19 @@ async def test_a_caller_whom_nobody_verified_is_named_so(lines):
 
     async with running(interceptors.audited(nobody)) as lab:
         await lab.call(UNARY, b"x")
-    assert lines[0]["peer"] == "unverified (UNAUTHENTICATED)"
+    assert (await lines.audit())["peer"] == "unverified (UNAUTHENTICATED)"
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_the_client_counts_its_calls(lab, kind):
+async def test_the_client_counts_its_calls(lab, kind, client_ends):
     await lab.call(kind, b"x")
     with pytest.raises(grpc.aio.AioRpcError):
         await lab.call(kind, b"refuse")
-    while not lab.sample("handled_total", kind, "client", grpc_code="PermissionDenied"):
-        await asyncio.sleep(0)
+    ends = {await client_ends.get(), await client_ends.get()}
+    assert ends == {grpc.StatusCode.OK, grpc.StatusCode.PERMISSION_DENIED}
     assert lab.sample("started_total", kind, "client") == 2
     assert lab.sample("handled_total", kind, "client", grpc_code="OK") == 1
+    assert lab.sample("handled_total", kind, "client", grpc_code="PermissionDenied") == 1
     assert lab.sample("handling_seconds_count", kind, "client") == 2
 
 

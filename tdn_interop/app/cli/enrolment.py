@@ -18,7 +18,9 @@ app = typer.Typer(help="Take new members in, and join.", no_args_is_help=True)
 def invite(
     context: typer.Context,
     node: arguments.Node,
-    role: Annotated[RoleName, typer.Option(metavar="child|hub|top", help="Role of the new member.")] = RoleName.CHILD,
+    role: Annotated[
+        RoleName, typer.Option(metavar="child|hub|top", help="Role of the new member.")
+    ] = RoleName.CHILD,
     valid: Annotated[
         str,
         typer.Option(metavar="TIME", callback=arguments.usage(arguments.seconds), help="Life of the token."),

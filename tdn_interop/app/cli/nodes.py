@@ -25,7 +25,9 @@ def init(
     directory: Annotated[
         Path, typer.Option("--dir", metavar="DIR", help="Folder of the node; made if needed.")
     ],
-    role: Annotated[RoleName, typer.Option(metavar="child|hub|top", help="Place in the mesh.")] = RoleName.CHILD,
+    role: Annotated[
+        RoleName, typer.Option(metavar="child|hub|top", help="Place in the mesh.")
+    ] = RoleName.CHILD,
     listen: Annotated[
         str | None, typer.Option(metavar="HOST:PORT", help="Where other nodes connect.")
     ] = None,
