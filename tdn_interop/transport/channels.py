@@ -191,6 +191,9 @@ class Channels:
             return self._sends_on[peer]
 
     async def _dial(self, peer: str) -> Channel:
+        guard("TDN-T-SES-02").check(
+            peer != self.me, Reason.INVALID_REQUEST, "a node has no session with itself", LocalProtocolError
+        )
         self._check_room(peer)
         channel = self._make(secrets.token_bytes(16), peer, dialled=True)
         run = asyncio.create_task(channel.run(partial(self._connect, peer)))

@@ -250,6 +250,51 @@ async def test_an_unknown_peer_is_a_typed_error_at_once():
         assert error.requirement
 
 
+async def test_a_node_has_no_session_with_itself():
+    async with nodes() as mesh:
+        error = await refused(LocalProtocolError, mesh.a.send("a.cn", "t", b"x", 5))
+        assert error.reason is Reason.INVALID_REQUEST
+
+
+async def test_a_caller_that_does_not_wait_for_the_dial_leaves_no_session_behind():
+    async with nodes() as mesh:
+        held = asyncio.Event()
+        serve = mesh.b.accept
+
+        async def slow(stream, peer):
+            await held.wait()
+            await serve(stream, peer)
+
+        mesh.net.attach("b.cn", slow)
+        error = await refused(TdnError, mesh.a.open("b.cn", 0.05))
+        assert error.reason is Reason.DEADLINE
+        held.set()
+        mesh.net.attach("b.cn", serve)
+        await mesh.a.send("b.cn", "t", b"x", 5)
+        assert await mesh.b.receive("t", timeout_s=5) == ("a.cn", b"x")
+        assert mesh.kinds("a.cn").count("opened") == 1
+        assert mesh.a.peers() == ["b.cn"]
+
+
+async def test_who_cannot_reach_a_peer_sends_on_the_session_that_the_peer_dialled():
+    async with nodes() as mesh:
+        dialling = asyncio.Event()
+        peer_is_here = asyncio.Event()
+
+        async def no_way(_peer):
+            dialling.set()
+            await peer_is_here.wait()
+            guard("TDN-T-RTE-03").refuse(Reason.NO_ROUTE, "no way there", ConnectionLost)
+
+        c = mesh.start("c.cn", connect=no_way)
+        sending = asyncio.create_task(c.send("b.cn", "t", b"x", 5))
+        await dialling.wait()
+        await mesh.b.open("c.cn", 5)
+        peer_is_here.set()
+        await sending
+        assert await mesh.b.receive("t", timeout_s=5) == ("c.cn", b"x")
+
+
 async def test_restart_of_the_peer_is_told_to_flush_once_and_nothing_is_sent_again():
     async with nodes() as mesh:
         await mesh.a.send("b.cn", "t", b"before", 5)

@@ -464,6 +464,17 @@ class TestEnd:
                 pair.send(pair.a, "t", b"x")
             assert caught.value.reason is Reason.SESSION_CLOSED
 
+    def test_nothing_is_queued_by_a_session_that_leaves_without_a_connection(self):
+        pair = Pair().open()
+        pair.cut()
+        pair.leave(pair.a)
+        with pytest.raises(LocalProtocolError) as caught:
+            pair.send(pair.a, "t", b"x")
+        assert caught.value.reason is Reason.SESSION_CLOSED
+        pair.connect()
+        pair.run()
+        assert pair.a.session.state is pair.b.session.state is State.CLOSED
+
     @pytest.mark.parametrize("state", [State.CLOSED, State.FAILED])
     def test_a_message_after_the_end_is_refused_and_not_delivered(self, state):
         machine = greeted()
