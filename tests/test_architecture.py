@@ -22,8 +22,8 @@ MEDIAN_FUNCTION_LINES = 10
 
 FORBIDDEN_NAMES = {"util", "utils", "common", "manager", "helper", "helpers", "handler", "handlers", "base"}
 NAMED_BASE = "tdn_interop/adapters/base.py"
-# Where a message of ours meets the wire: codecs, servicers, clients.
-MESSAGE_MODULES = re.compile(r"(wire|client|link|\w+_wire|\w+_client|\w+_service)\.py")
+# Where a message of ours meets the wire: codecs, servicers, clients, and the two roots that register servicers.
+MESSAGE_MODULES = re.compile(r"(wire|client|link|anchoring|node|mesh|\w+_wire|\w+_client|\w+_service)\.py")
 # Boundaries that turn whatever happens into one clear answer.
 CATCH_ALL = re.compile(r"tdn_interop/(app/cli/.*|app/driver|transport/interceptors)\.py")
 REQUIREMENT = re.compile(r"TDN-[TAFX]-[A-Z]{3}-\d\d")

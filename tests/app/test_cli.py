@@ -14,13 +14,16 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from tdn_interop import identity
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.app import cli
 from tdn_interop.app.cli import adapters
 from tdn_interop.config import runtime_dir
+from tdn_interop.transport.trust import Membership
 from tests.app import cli_fake
 from tests.app.cli_fake import JOB, SHA
+from tests.app.evidence_mesh import papers
 
 COMMAND = [sys.executable, "-c", "from tdn_interop.app.cli import main; main()"]
 
@@ -435,44 +438,58 @@ def test_adapters_of_this_installation_load(tdn):
     assert tdn("adapter", "ls")[0] == 0
 
 
-KEY = "0a" * 32
-
-
 @pytest.fixture
-def bundles(monkeypatch):
-    """A stand-in for the verifier: it accepts `evidence` under KEY."""
-
-    def verify(bundle, top_identity_key):
-        return (bundle, top_identity_key)
-
-    found = types.ModuleType("tdn_interop.app.evidence.bundle")
-    found.verify = verify
-    found.describe = lambda verified: {"bundle": verified[0].decode(), "top_identity_key": verified[1].hex()}
-    monkeypatch.setitem(sys.modules, found.__name__, found)
-    monkeypatch.setattr("tdn_interop.app.evidence.bundle", found, raising=False)
+def bundle(folder):
+    """A real bundle of two parties, the key of its top, and the statement the node got when it enrolled."""
+    made = papers(["bank-a.shandong.cn", "bank-b.shandong.cn"])
+    (folder / "job.bundle").write_bytes(made.bundle())
+    (folder / "top.key").write_text(made.top_key.hex().upper() + "\n")
+    return made
 
 
-@pytest.mark.parametrize("key", [KEY, "top.key"], ids=["hex", "file"])
-def test_evidence_verify(key, bundles, folder, tdn):
-    (folder / "job.bundle").write_bytes(b"evidence")
-    (folder / "top.key").write_text(KEY.upper() + "\n")
-    code, out, err = tdn("evidence", "verify", "job.bundle", "--top-key", key, "--json")
-    assert (code, err) == (0, "")
-    assert json.loads(out) == {"bundle": "evidence", "top_identity_key": KEY}
-    assert "holds" in tdn("evidence", "verify", "job.bundle", "--top-key", key)[2]
+def test_evidence_verify(bundle, tdn):
+    for key in (bundle.top_key.hex(), "top.key"):
+        code, out, err = tdn("evidence", "verify", "job.bundle", "--top-key", key, "--json")
+        assert (code, err) == (0, "")
+        document = json.loads(out)
+        assert (document["outcome"], document["top"]) == ("SUCCEEDED", "cn")
+        assert document["steps"]
+        assert [party["node"] for party in document["parties"]] == [
+            "bank-a.shandong.cn",
+            "bank-b.shandong.cn",
+        ]
+
+
+def test_evidence_verify_for_people(bundle, tdn):
+    code, out, err = tdn("evidence", "verify", "job.bundle", "--top-key", "top.key", "--lang", "zh")
+    assert (code, err) == (0, "存证验证通过。\n")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["结果", "SUCCEEDED"] in rows
+    assert [row[-3:] for row in rows if row[0] == "bank-b.shandong.cn"] == [
+        ["bank-b.shandong.cn,", "shandong.cn,", "cn"]
+    ]
+
+
+def test_evidence_that_does_not_hold_ends_with_1(bundle, folder, tdn):
+    content = bytearray(bundle.bundle())
+    content[-1] ^= 1
+    (folder / "job.bundle").write_bytes(content)
+    code, out, err = tdn("evidence", "verify", "job.bundle", "--top-key", "top.key", "--json")
+    assert (code, out, json.loads(err)["error"]["reason"]) == (1, "", "EVIDENCE_BROKEN")
 
 
 @pytest.mark.parametrize("words", ["--top-key missing", "--top-key flow.toml", "--top-key 0a0b"])
-def test_evidence_verify_names_a_bad_key(words, bundles, folder, tdn):
-    (folder / "job.bundle").write_bytes(b"evidence")
+def test_evidence_verify_names_a_bad_key(words, bundle, tdn):
     code, _, err = tdn("evidence", "verify", "job.bundle", *words.split(), "--json")
     assert (code, json.loads(err)["error"]["reason"]) == (3, "INPUT_INVALID")
 
 
-def test_evidence_verify_uses_the_key_this_node_trusts(bundles, folder, tdn):
-    (folder / "job.bundle").write_bytes(b"evidence")
+def test_evidence_verify_uses_the_key_this_node_trusts(bundle, folder, tdn):
     code, _, err = tdn("evidence", "verify", "job.bundle", "--json")
     assert (code, json.loads(err)["error"]["reason"]) == (3, "NOT_ENROLLED")
+    record = identity.Signed(b"record", "cn", bytes(64))
+    Membership("cn", bundle.top_key, "cn", "127.0.0.1:1", record, record).save(folder / "membership.json")
+    assert tdn("evidence", "verify", "job.bundle")[0] == 0
 
 
 # -- help
@@ -509,11 +526,10 @@ LONG = ("lab", "demo")
 
 
 @pytest.mark.parametrize("words", [words for words in EXAMPLES if words[0] not in LONG], ids=" ".join)
-def test_examples_run(words, node, tdn, folder, modules, bundles, monkeypatch):
+def test_examples_run(words, node, tdn, folder, modules, bundle, monkeypatch):
     monkeypatch.setattr(adapters, "entry_points", points("json:loads"))
-    if "evidence" in words:
-        (folder / "job.bundle").write_bytes(b"evidence")
-    (folder / "top.key").write_text(KEY)
+    if words == ("job", "bundle"):
+        (folder / "job.bundle").unlink()
     (folder / "bank-a").symlink_to(".")
     line = shlex.split(EXAMPLES[words].removeprefix("Example: tdn "))
     assert tuple(line[: len(words)]) == words

@@ -8,6 +8,9 @@ import grpc
 import pytest
 import structlog
 from google.rpc import error_details_pb2
+from grpc_channelz.v1 import channelz, channelz_pb2, channelz_pb2_grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
@@ -234,6 +237,39 @@ async def test_handlers_that_read_and_write_are_counted_too(lab, lines):
     line = await lines.audit()
     assert (line["received_bytes"], line["sent_bytes"]) == (4, 4)
     assert lab.sample("msg_received_total", "Written") == 2
+
+
+async def test_the_services_of_grpc_work_behind_the_layers(lines):
+    registry = CollectorRegistry()
+    layers = interceptors.standard_layers(rpc_metrics.RpcMetrics(registry, "server"), peer_of, ignored)
+    server = grpc.aio.server(interceptors=[interceptors.ServerCalls(*layers)])
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    channelz.add_channelz_servicer(server)
+    reflection.enable_server_reflection((health.SERVICE_NAME,), server)
+    with tempfile.TemporaryDirectory() as folder:
+        server.add_insecure_port(f"unix:{folder}/s")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"unix:{folder}/s") as channel:
+            probe, nobody = health_pb2.HealthCheckRequest(), health_pb2.HealthCheckRequest(service="t.Nobody")
+            health_stub = health_pb2_grpc.HealthStub(channel)
+            assert (await health_stub.Check(probe)).status == health_pb2.HealthCheckResponse.SERVING
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await health_stub.Check(nobody)
+            assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+            watch = health_stub.Watch(probe)
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            watch.cancel()
+            servers = await channelz_pb2_grpc.ChannelzStub(channel).GetServers(
+                channelz_pb2.GetServersRequest()
+            )
+            assert servers.server
+            question = reflection_pb2.ServerReflectionRequest(list_services="")
+            explore = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([question]))
+            answers = [answer async for answer in explore]
+            assert [s.name for s in answers[0].list_services_response.service] == [health.SERVICE_NAME]
+        await server.stop(None)
+    assert {line["code"] for line in lines} >= {"OK", "NOT_FOUND"}
 
 
 async def test_unknown_methods_make_no_metrics(lab):

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tdn_interop.app.cli.invocation import invocation, read_file
+from tdn_interop.app.cli.output import Output
 from tdn_interop.errors import ConfigError, Reason, guard
 
+_FIELDS = [
+    "job_id", "outcome", "failure", "coordinator", "agreement_sha256", "top", "top_identity_sha256", "size_bytes",
+]  # fmt: skip
+_COLUMNS = ["node", "stated", "consented", "noted_at_ms", "logs"]
 _KEY = re.compile(r"[0-9a-fA-F]{64}\Z")
 
 app = typer.Typer(help="Verify evidence, offline.", no_args_is_help=True)
@@ -33,8 +39,15 @@ def verify(
     tdn = invocation(context)
     key = _key(top_key) if top_key else tdn.trusted_top_key()
     verified = bundles.verify(read_file(bundle), key)
-    tdn.output.data(bundles.describe(verified))
+    tdn.output.data(bundles.describe(verified), lambda document: _show(tdn.output, document))
     tdn.output.note("bundle_verified")
+
+
+def _show(output: Output, document: Mapping[str, Any]) -> None:
+    """The verdict, then one row per party with the logs that hold its event."""
+    output.record({name: document[name] for name in _FIELDS})
+    parties = [party | {"logs": [log["node"] for log in party["logs"]]} for party in document["parties"]]
+    output.table(parties, _COLUMNS, lambda party: not party["consented"])
 
 
 def _key(text: str) -> bytes:

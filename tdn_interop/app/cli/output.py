@@ -149,7 +149,7 @@ class Output:
             return self.words.say("yes" if value else "no")
         if isinstance(value, list):
             return ", ".join(self._text(name, item) for item in value)
-        if name == "failure":
+        if isinstance(value, Mapping) and name == "failure":
             return f"{value['reason']}: {value['message']}"
         if isinstance(value, Mapping):
             return "  ".join(f"{self.words.label(k)}={self._text(k, v)}" for k, v in value.items())
