@@ -82,8 +82,8 @@ Global___AlgorithmProposal: _TypeAlias = AlgorithmProposal  # noqa: Y015
 
 @_typing.final
 class Choice(_message.Message):
-    """The choice. Its SHA-256 is bound into the transcript of every task message.
-    Unknown values in an agreement are refused.
+    """The choice. It is part of the agreement, whose digest every task message carries.
+    A choice that the rule does not give for the proposals is refused.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

@@ -18,7 +18,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class TaskMessage(_message.Message):
-    """One message of a task between two parties."""
+    """One message of a task between two parties: at most 1 MiB, and at most 16384 rows."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -32,7 +32,7 @@ class TaskMessage(_message.Message):
     TAGS_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     agreement: _builtins.bytes
-    """SHA-256 of the agreement, 32 bytes. A task message of another agreement is refused."""
+    """The agreement digest, 32 bytes. A task message of another agreement is refused."""
     epoch: _builtins.int
     """Fencing epoch of the task. An older epoch is refused."""
     stage: _builtins.str
@@ -123,7 +123,7 @@ class SealedBatch(_message.Message):
     sealed: _builtins.bytes
     """count × sealed size bytes."""
     sealed_bytes: _builtins.int
-    """Bytes of one sealed value."""
+    """Bytes of one sealed value, 1 to 8192. The same in every batch of a stage, also in an empty one."""
     def __init__(
         self,
         *,
@@ -157,7 +157,7 @@ class TagBatch(_message.Message):
     values: _builtins.bytes
     """count × value size bytes."""
     value_bytes: _builtins.int
-    """Bytes of one value."""
+    """Bytes of one value, 1 to 8192. The same in every batch of a stage, also in an empty one."""
     def __init__(
         self,
         *,
