@@ -8,7 +8,7 @@ import zlib
 
 import pytest
 
-from tdn_interop._pb.tdn.app.v1 import evidence_pb2
+from tdn_interop._pb.tdn.app.v1 import evidence_pb2, job_pb2
 from tdn_interop.app.evidence import bundle as bundles
 from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.bundle import MAX_BUNDLE, STEPS, describe, verify
@@ -402,6 +402,9 @@ LIES = {
         lambda m: verdict(m, [*three(m)[:2], statement(m, C, agreement_sha256=b"")]), 6,
     ),
     "statement for another party": (lambda m: verdict(m, [*three(m)[:2], forged_statement(m)]), 6),
+    "one party for another that is left out": (
+        lambda m: verdict(m, [statement(m, A), m.sign(C, "tdn/v1/statement", statement(m, B).statement)]), 6,
+    ),
     "statement forged": (lambda m: verdict(m, [*three(m)[:2], Signed(forged_statement(m).statement, C, b"s" * 64)]), 6),
     "statements not sorted": (lambda m: verdict(m, three(m)[::-1], by=A), 6),
     "statement twice": (lambda m: verdict(m, [*three(m), three(m)[2]]), 6),
@@ -456,6 +459,54 @@ def test_an_event_about_something_else_is_found(mesh, changes):
         [mesh.attest(A, end), mesh.attest(B, end, **changes), mesh.attest(C, end)],
     )  # fmt: skip
     assert refusal(case.bundle(), mesh.key("cn")).metadata["step"] == "9"
+
+
+OUT_OF_PLACE = {
+    "consents not sorted": (lambda c: dataclasses.replace(c, consents=c.consents[::-1]), 8),
+    "consent twice": (double("consents", 0), 8),
+    "event twice": (double("attestations", 0), 9),
+    "no event of the coordinator": (drop("attestations", 0), 9),
+}
+
+
+@pytest.mark.parametrize("edit", OUT_OF_PLACE)
+def test_a_failed_job_may_lack_papers_but_not_order(mesh, edit):
+    change, step = OUT_OF_PLACE[edit]
+    end = verdict(mesh, three(mesh, (F, F, F)), F)
+    bundle = ended(mesh, end, consents=[A, C], attested=[A, B]).bundle()
+    assert verify(bundle, mesh.key("cn")).outcome is F
+    assert refusal(changed(bundle, change), mesh.key("cn")).metadata["step"] == str(step)
+
+
+def test_a_consent_of_somebody_outside_a_failed_job_is_found(mesh):
+    end = verdict(mesh, three(mesh, (F, F, F)), F)
+    bundle = ended(mesh, end, consents=[A, "shandong.cn"]).bundle()
+    assert "out of place" in refusal(bundle, mesh.key("cn")).message
+
+
+def test_an_event_relabelled_before_it_was_logged_is_found(mesh):
+    """The log itself is sound: it holds the event under the name of another signer."""
+    end = verdict(mesh, three(mesh))
+    case = ended(mesh, end)
+    event = dataclasses.replace(case.attestations[0].event, signer="aaa.shandong.cn")
+    chain = [mesh.nodes[A].add(event)]
+    for node in ("shandong.cn", "cn"):
+        chain.append(mesh.nodes[node].add(chain[-1].head))
+    case.attestations[0] = dataclasses.replace(case.attestations[0], event=event, chain=tuple(chain))
+    error = refusal(case.bundle(), mesh.key("cn"))
+    assert (error.metadata["step"], "signed by another node" in error.message) == ("9", True)
+
+
+def test_a_head_in_the_name_of_another_log_is_found(mesh):
+    """The hub signs a head for the log of one of its children."""
+    end = verdict(mesh, three(mesh))
+    case = ended(mesh, end)
+    first, second, _ = case.attestations[0].chain
+    head = dataclasses.replace(wire.decode_tree_head(second.head.statement), node=B)
+    named = dataclasses.replace(second, head=mesh.sign("shandong.cn", TREE_HEAD, wire.encode_tree_head(head)))
+    third = mesh.nodes["cn"].add(named.head)
+    case.attestations[0] = dataclasses.replace(case.attestations[0], chain=(first, named, third))
+    assert "the log of shandong.cn is expected" in refusal(case.bundle(), mesh.key("cn")).message
 
 
 def test_a_bundle_with_the_verdict_of_another_run_is_found(mesh):
@@ -566,8 +617,10 @@ def test_messages_survive_the_wire(case):
     lambda: wire.decode_attestation(b""),
     lambda: wire.decode_statement(b""),
     lambda: wire.decode_verdict(b""),
+    lambda: wire.decode_verdict(job_pb2.Verdict(job_id=JOB, outcome=2).SerializeToString()),
+    lambda: wire.decode_verdict(crowded().SerializeToString()),
     lambda: wire.decode_consent(b"\x0a\x20" + b"0" * 32),
-], ids=range(12))  # fmt: skip
+], ids=range(14))  # fmt: skip
 def test_malformed_messages_are_refused(broken):
     with pytest.raises(TdnError) as error:
         broken()
@@ -576,3 +629,9 @@ def test_malformed_messages_are_refused(broken):
 
 def head_pb():
     return signed_to_pb(Signed(b"statement", A, b"s" * 64))
+
+
+def crowded():
+    """A verdict with more parties than a job can have."""
+    statements = [signed_to_pb(Signed(b"statement", A, b"s" * 64))] * (wire.MAX_PARTIES + 1)
+    return job_pb2.Verdict(job_id=JOB, outcome=2, statements=statements)

@@ -219,6 +219,14 @@ async def blame(work):
     return error.value.reason, error.value.requirement, error.value.metadata.get("index")
 
 
+async def test_a_gap_in_the_numbers_is_found(store):
+    """Every hash is right; only the last record claims a later place, as if others had stood before it."""
+    await filled(store, 4)
+    await store.run(lambda c: c.exec_driver_sql("UPDATE log_leaves SET idx = 9 WHERE idx = 3"))
+    for work in (EvidenceLog(store, ME).audit(), EvidenceLog.open(store, ME)):
+        assert await blame(work) == (Reason.EVIDENCE_BROKEN, "TDN-F-EVD-01", "3")
+
+
 async def test_a_tail_that_was_cut_off_is_found_against_the_last_head(store):
     await filled(store, 5)
     await store.run(lambda c: c.exec_driver_sql("DELETE FROM log_leaves WHERE idx >= 3"))

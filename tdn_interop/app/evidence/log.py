@@ -164,7 +164,7 @@ class EvidenceLog:
         size = self._follow(connection)
         if size == 0 and rows.head(connection, self._signer.node) is None:
             self._put_head(connection, TreeHead(self._signer.node, 0, self._tree.root(0), self._clock_ms()))
-        if not self._is_whole(connection, self._tree):
+        if self._tree.size != size or not self._is_whole(connection, self._tree):
             self._audit(connection)
 
     def _is_whole(self, connection: sa.Connection, tree: Tree) -> bool:
