@@ -1,8 +1,10 @@
 """A node that answers the control service with fixed content, on a real unix socket."""
 
 import contextlib
+import sys
 import threading
 from concurrent import futures
+from importlib.metadata import EntryPoint
 
 import grpc
 from grpc_status import rpc_status
@@ -13,6 +15,8 @@ from tdn_interop._pb.tdn.common.v1.failure_pb2 import Failure
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.config import control_socket, load_config
 from tdn_interop.transport import status
+
+COMMAND = [sys.executable, "-c", "from tdn_interop.app.cli import main; main()"]
 
 JOB = "3f2a" + "0" * 28
 SHA = "ab" * 32
@@ -164,3 +168,8 @@ def running(config_file):
         yield fake
     finally:
         server.stop(0).wait()
+
+
+def points(*values):
+    """A stand-in for `entry_points` that finds `values`."""
+    return lambda group: [EntryPoint(f"a{i}", value, group) for i, value in enumerate(values)]

@@ -7,24 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdn_interop import config
-from tdn_interop.app import cli
 from tdn_interop.app.cli import nodes, options, output, words
 from tdn_interop.errors import LocalProtocolError, Refused, TdnError
 from tdn_interop.reasons import Blame, Reason
-from tests.app import cli_fake
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    (tmp_path / "node.toml").write_text('id = "bank-a.cn"\nrole = "child"\n')
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TDN_CONFIG", raising=False)
-    yield tmp_path
-    sockets = config.runtime_dir(tmp_path)
-    for file in sockets.iterdir():
-        file.unlink()
-    sockets.rmdir()
+from tests.app.cli import fake
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +18,8 @@ def shared_node(tmp_path_factory):
     """One fake node for the tests that only change its error; (its configuration file, the fake)."""
     file = tmp_path_factory.mktemp("node") / "node.toml"
     file.write_text('id = "bank-a.cn"\nrole = "child"\n')
-    with cli_fake.running(file) as fake:
-        yield file, fake
-
-
-@pytest.fixture
-def tdn(capsys):
-    def call(*line):
-        code = cli.run([str(word) for word in line])
-        printed = capsys.readouterr()
-        return code, printed.out, printed.err
-
-    return call
+    with fake.running(file) as node:
+        yield file, node
 
 
 ERROR = Refused(Reason.POLICY_DENIED, "not for purpose x", "TDN-F-CTR-02", party="bank-b.cn", limit=3)
@@ -51,8 +27,8 @@ ERROR = Refused(Reason.POLICY_DENIED, "not for purpose x", "TDN-F-CTR-02", party
 
 @pytest.mark.parametrize("reason", Reason, ids=lambda reason: reason.name)
 def test_every_reason_of_the_node_reaches_the_user(reason, shared_node, tdn):
-    file, fake = shared_node
-    fake.error = TdnError(reason, "particular words", "TDN-T-ENC-02")
+    file, node = shared_node
+    node.error = TdnError(reason, "particular words", "TDN-T-ENC-02")
     for lang in (0, 1):
         code, out, err = tdn("ping", "bank-b.cn", "--config", file, "--lang", words.LANGUAGES[lang])
         assert (code, out) == (reason.value.exit_code, "")
@@ -67,8 +43,8 @@ def test_every_reason_of_the_node_reaches_the_user(reason, shared_node, tdn):
 
 
 def test_an_error_tells_what_why_whose_fault_and_what_next(shared_node, tdn):
-    file, fake = shared_node
-    fake.error = ERROR
+    file, node = shared_node
+    node.error = ERROR
     lines = tdn("ping", "bank-b.cn", "--config", file)[2].splitlines()
     assert [line.rstrip() for line in lines] == [
         "error POLICY_DENIED: A party does not allow this.",
@@ -84,8 +60,8 @@ def test_an_error_tells_what_why_whose_fault_and_what_next(shared_node, tdn):
 
 
 def test_an_error_as_json(shared_node, tdn):
-    file, fake = shared_node
-    fake.error = ERROR
+    file, node = shared_node
+    node.error = ERROR
     code, out, err = tdn("ping", "bank-b.cn", "--json", "--lang", "zh", "--config", file)
     assert (code, out, err.count("\n")) == (5, "", 1)
     assert json.loads(err) == {
@@ -107,8 +83,8 @@ def test_a_node_that_does_not_run_is_named(folder, tdn):
 
 
 def test_a_node_that_says_unreachable_is_not_a_node_that_is_down(shared_node, tdn):
-    file, fake = shared_node
-    fake.error = TdnError(Reason.UNREACHABLE, "bank-b.cn does not answer")
+    file, node = shared_node
+    node.error = TdnError(Reason.UNREACHABLE, "bank-b.cn does not answer")
     assert (
         json.loads(tdn("ping", "bank-b.cn", "--json", "--config", file)[2])["error"]["reason"]
         == "UNREACHABLE"
@@ -170,10 +146,10 @@ HOSTILE = "\x1b]0;owned\x07\x1b[2J\r\nline two \u202ereversed\x9b31m [red]markup
 def test_words_of_others_cannot_steer_the_terminal(shared_node, tdn, monkeypatch):
     for name, value in {"FORCE_COLOR": "1", "COLUMNS": "300", "CI": "1"}.items():
         monkeypatch.setenv(name, value)  # styles, no wrapping, no bar: what is left came from the other side
-    file, fake = shared_node
-    fake.error = None
-    fake.watched = [cli_fake.failed(message=HOSTILE)]
-    fake.jobs = [cli_fake.failed(message=HOSTILE)]
+    file, node = shared_node
+    node.error = None
+    node.watched = [fake.failed(message=HOSTILE)]
+    node.jobs = [fake.failed(message=HOSTILE)]
     for line in ("job watch 3f2a", "job ls", "job show 3f2a", "job watch 3f2a --json"):
         printed = "".join(tdn(*line.split(), "--config", file)[1:])
         styles_removed = re.sub(r"\x1b\[[0-9;]*m", "", printed)
@@ -232,7 +208,7 @@ def test_the_catalogue_is_complete_in_both_languages():
 def test_every_field_the_node_shows_has_a_label():
     shown = {
         field.name
-        for message in cli_fake.pb.DESCRIPTOR.message_types_by_name.values()
+        for message in fake.pb.DESCRIPTOR.message_types_by_name.values()
         for field in message.fields
         if message.name in {"GetStatusResponse", "PingResponse", "LookupRouteResponse", "Resource", "JobView"}
     }

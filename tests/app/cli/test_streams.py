@@ -1,0 +1,132 @@
+"""Commands that follow a stream: jobs to their end, transfers, terminals, interrupts."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+
+import pytest
+
+from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
+from tests.app.cli import fake
+from tests.app.cli.fake import COMMAND, JOB, SHA
+
+
+def test_watch_prints_each_change_as_a_line(node, tdn):
+    code, out, err = tdn("job", "watch", "3f2a", "--json")
+    assert (code, err) == (0, "")
+    assert [json.loads(line)["progress"] for line in out.splitlines()] == [0.1, 0.9, 1.0]
+    assert node.requests == [pb.WatchJobRequest(job_id="3f2a")]
+
+
+def test_watch_prints_the_end_for_people(node, tdn):
+    code, out, _ = tdn("job", "watch", "3f2a")
+    assert code == 0
+    assert out.count(JOB) == 1
+    assert "SUCCEEDED" in out
+
+
+@pytest.mark.parametrize("line", ["job run flow.toml", "job watch 3f2a"])
+@pytest.mark.parametrize(
+    ("reason", "exit_code"),
+    [("POLICY_DENIED", 5), ("JOB_CANCELLED", 1), ("PARTY_LOST", 4), ("NEWER_THAN_US", 70)],
+)
+def test_a_job_that_fails_ends_the_command_with_its_reason(line, reason, exit_code, node, tdn):
+    node.watched = [fake.job(), fake.failed(reason)]
+    code, out, err = tdn(*line.split(), "--json")
+    assert code == exit_code
+    assert json.loads(out.splitlines()[-1])["failure"]["reason"] == reason
+    error = json.loads(err)["error"]
+    assert error["reason"] == (reason if exit_code != 70 else "INTERNAL")
+    assert (error["requirement"], error["metadata"]) == ("TDN-F-CTR-02", {"party": "bank-b.cn"})
+    code, out, err = tdn(*line.split())
+    assert code == exit_code
+    assert "FAILED" in out
+    assert "not for this purpose" in err
+
+
+@pytest.mark.parametrize("watched", [[], [fake.job()]], ids=["silent", "cut short"])
+def test_an_answer_that_is_cut_short_is_no_success(watched, node, tdn):
+    node.watched = watched
+    code, _, err = tdn("job", "run", "flow.toml", "--json")
+    assert (code, json.loads(err)["error"]["requirement"]) == (70, "TDN-X-CLI-03")
+
+
+TRANSFERS = [
+    ("channel send bank-b.cn files/march march.zip", "sent_bytes",
+     lambda folder: pb.SendFileRequest(node_id="bank-b.cn", topic="files/march", path=f"{folder}/march.zip")),
+    ("channel recv files/march --out new.zip --timeout 5", "received_bytes",
+     lambda folder: pb.ReceiveFileRequest(topic="files/march", out=f"{folder}/new.zip", timeout_s=5)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "counter", "request_of"), TRANSFERS)
+def test_transfers(line, counter, request_of, node, tdn, folder):
+    code, out, err = tdn(*line.split(), "--json")
+    assert (code, err) == (0, "")
+    assert node.requests == [request_of(folder)]
+    assert [json.loads(step)[counter] for step in out.splitlines()] == [0, 400, 1000]
+    code, out, err = tdn(*line.split())
+    assert (code, err) == (0, "")  # no bar where there is no terminal
+    assert SHA in out
+    assert "1000 B" in out
+
+
+@pytest.mark.parametrize(("line", "counter", "request_of"), TRANSFERS)
+def test_a_transfer_that_stops_early_is_no_success(line, counter, request_of, node, tdn):
+    node.transfer = node.transfer[:-1]
+    assert tdn(*line.split())[0] == 70
+
+
+def on_terminal(words):
+    """Exit code and what a person sees on stderr, which is a terminal; stdout is not."""
+    screen, ours = pty.openpty()
+    child = subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=ours, stdin=subprocess.DEVNULL
+    )
+    os.close(ours)
+    seen = bytearray()
+    with child.stdout:
+        child.stdout.read()
+    while True:
+        try:
+            part = os.read(screen, 65536)
+        except OSError:  # Linux reports the end of a terminal so
+            break
+        seen += part
+    os.close(screen)
+    return child.wait(), seen.decode()
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_remaining_time(node, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    words = ["channel", "send", "bank-b.cn", "files", "march.zip"]
+    code, seen = on_terminal(words)
+    assert code == 0
+    assert "sending" in seen
+    assert "1.0/1.0 kB" in seen
+    assert on_terminal([*words, "--json"]) == (0, "")
+    monkeypatch.setenv("CI", "true")
+    assert on_terminal(words) == (0, "")
+    monkeypatch.delenv("CI")
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert on_terminal(words) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("lang", "words"), [("en", ["interrupted", "goes on"]), ("zh", ["已中断", "作业仍在继续"])]
+)
+def test_an_interrupt_ends_with_130_and_a_line(lang, words, node, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
+    node.watched = [fake.job()]
+    node.hang.set()
+    line = [*COMMAND, "job", "run", "flow.toml", "--lang", lang]
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert node.hanging.wait(60)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate()
+    assert (child.returncode, out) == (130, b"")
+    assert [word for word in words if word not in err.decode()] == []
+    assert "Traceback" not in err.decode()
