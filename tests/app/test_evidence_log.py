@@ -246,7 +246,7 @@ async def test_a_lost_head_is_found(store):
 async def test_a_record_out_of_time_is_found(store):
     """A clock that goes back behind the log's own rule, signed with the right key: the order of times is checked."""
     log = await filled(store, 2)
-    log._time = lambda connection: 40
+    log._next = lambda connection: (2, 40)
     await log.append("job.ended", "early")
     with pytest.raises(TdnError, match="record 2 is older") as error:
         await log.audit()

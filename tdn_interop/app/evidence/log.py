@@ -63,14 +63,14 @@ class EvidenceLog:
         statement_sha256: bytes = b"",
     ) -> int:
         """`append` as a part of the caller's transaction."""
-        at_ms = self._time(connection)
+        index, at_ms = self._next(connection)
         event = Event(self._signer.node, kind, subject, at_ms, facts or {}, statement_sha256)
         signed = self._signer.sign(EVENT, wire.encode_event(event))
-        return self._add(connection, kind, subject, at_ms, signed)
+        return self._add(connection, index, at_ms, (kind, subject), signed)
 
     def anchor_in(self, connection: sa.Connection, child: str, head: Signed) -> int:
         """Append the head of a child's log as it is; its index. The caller has checked it."""
-        return self._add(connection, ANCHOR_KIND, child, self._time(connection), head)
+        return self._add(connection, *self._next(connection), (ANCHOR_KIND, child), head)
 
     async def head(self) -> Signed:
         """The TreeHead of the whole log. A size has one head: asking twice gives the same bytes."""
@@ -96,7 +96,7 @@ class EvidenceLog:
     def inclusion_in(self, connection: sa.Connection, index: int) -> Inclusion:
         """`inclusion` as a part of the caller's transaction."""
         self._leaf(connection, index)
-        size = self._follow(connection)
+        size, _ = self._follow(connection)
         return Inclusion(index, self._tree.inclusion(index, size), self._head(connection))
 
     async def offer(self, head: Signed, since: int = 0) -> AnchorOffer:
@@ -121,11 +121,13 @@ class EvidenceLog:
         self._follow(connection)
         return self._tree.consistency(first, second)
 
-    def _add(self, connection: sa.Connection, kind: str, subject: str, at_ms: int, signed: Signed) -> int:
-        index, leaf = self._follow(connection), encode_signed(signed)
+    def _add(
+        self, connection: sa.Connection, index: int, at_ms: int, about: tuple[str, str], signed: Signed
+    ) -> int:
+        leaf = encode_signed(signed)
         self._tree.append(leaf_hash(leaf))
         root = self._tree.root(index + 1)
-        rows.add_leaf(connection, rows.LeafRow(index, leaf, leaf_hash(leaf), root, kind, subject, at_ms))
+        rows.add_leaf(connection, rows.LeafRow(index, leaf, leaf_hash(leaf), root, *about, at_ms))
         self._put_head(connection, TreeHead(self._signer.node, index + 1, root, at_ms))
         return index
 
@@ -137,18 +139,19 @@ class EvidenceLog:
             )
         return found
 
-    def _time(self, connection: sa.Connection) -> int:
-        """Now, but never before the last record: a clock that is set back does not disorder the log."""
-        return max(self._clock_ms(), rows.last(connection)[1])
+    def _next(self, connection: sa.Connection) -> tuple[int, int]:
+        """Index and time of the next leaf; a clock that is set back does not disorder the log."""
+        size, last_ms = self._follow(connection)
+        return size, max(self._clock_ms(), last_ms)
 
-    def _follow(self, connection: sa.Connection) -> int:
-        """Bring the tree to the state of the database; its size."""
-        size, _ = rows.last(connection)
+    def _follow(self, connection: sa.Connection) -> tuple[int, int]:
+        """Bring the tree to the state of the database; its size and the time of its last leaf."""
+        size, last_ms = rows.last(connection)
         self._tree.truncate(size)
         if self._tree.size < size:
             for value in rows.hashes(connection, self._tree.size):
                 self._tree.append(value)
-        return size
+        return size, last_ms
 
     def _head(self, connection: sa.Connection) -> Signed:
         found = rows.head(connection, self._signer.node)
@@ -161,7 +164,7 @@ class EvidenceLog:
         rows.put_head(connection, rows.HeadRow(head.node, head.size, encode_signed(signed)))
 
     def _begin(self, connection: sa.Connection) -> None:
-        size = self._follow(connection)
+        size, _ = self._follow(connection)
         if size == 0 and rows.head(connection, self._signer.node) is None:
             self._put_head(connection, TreeHead(self._signer.node, 0, self._tree.root(0), self._clock_ms()))
         if self._tree.size != size or not self._is_whole(connection, self._tree):

@@ -60,3 +60,8 @@ def pinned(connection: sa.Connection, node_id: str) -> bytes | None:
     """The pinned identity key of a node, or None."""
     key = tables.pins.c.identity_key
     return connection.scalar(sa.select(key).where(tables.pins.c.node_id == node_id))
+
+
+def pins(connection: sa.Connection) -> dict[str, bytes]:
+    """Every pinned identity key by node id."""
+    return {row.node_id: row.identity_key for row in connection.execute(sa.select(tables.pins))}

@@ -16,15 +16,15 @@ Row = TypeVar("Row")
 
 def insert(connection: sa.Connection, table: sa.Table, row: DataclassInstance) -> None:
     """Add a row; a row with the same key is an IntegrityError."""
-    connection.execute(table.insert().values(_values(row)))
+    connection.execute(table.insert(), _values(row))
 
 
 def put(connection: sa.Connection, table: sa.Table, row: DataclassInstance) -> None:
     """Write a row: in place of the one with the same key, or as a new one. Doing it twice changes nothing."""
     values = _values(row)
     same = [column == values[column.name] for column in table.primary_key]
-    if connection.execute(table.update().where(*same).values(values)).rowcount == 0:
-        connection.execute(table.insert().values(values))
+    if connection.execute(table.update().where(*same), values).rowcount == 0:
+        connection.execute(table.insert(), values)
 
 
 def select(

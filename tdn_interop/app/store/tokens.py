@@ -28,15 +28,25 @@ def add(connection: sa.Connection, token: TokenRow) -> None:
 
 def spend(connection: sa.Connection, secret_sha256: bytes, node_id: str, role: str, now_ms: int) -> None:
     """Use a token; exactly one caller can. Errors: TOKEN_INVALID, the same for every cause."""
+    good = _usable(secret_sha256, node_id, role, now_ms)
+    spent = connection.execute(tables.tokens.update().where(*good).values(used_at_ms=now_ms)).rowcount
+    guard("TDN-T-IDN-07").check(
+        spent == 1, Reason.TOKEN_INVALID, f"no usable token for {node_id} as {role}", Refused
+    )
+
+
+def usable(connection: sa.Connection, secret_sha256: bytes, node_id: str, role: str, now_ms: int) -> bool:
+    """True when `spend` would succeed now."""
+    found = sa.select(tables.tokens.c.node_id).where(*_usable(secret_sha256, node_id, role, now_ms))
+    return connection.scalar(found) is not None
+
+
+def _usable(secret_sha256: bytes, node_id: str, role: str, now_ms: int) -> tuple[sa.ColumnElement[bool], ...]:
     t = tables.tokens.c
-    usable = (
+    return (
         t.secret_sha256 == secret_sha256,
         t.node_id == node_id,
         t.role == role,
         t.expires_at_ms > now_ms,
         t.used_at_ms.is_(None),
-    )
-    spent = connection.execute(tables.tokens.update().where(*usable).values(used_at_ms=now_ms)).rowcount
-    guard("TDN-T-IDN-07").check(
-        spent == 1, Reason.TOKEN_INVALID, f"no usable token for {node_id} as {role}", Refused
     )
