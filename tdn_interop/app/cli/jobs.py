@@ -29,6 +29,7 @@ def run(
     text = _flow_text(flow)
     started = tdn.ask(lambda node: node.run_job(text))
     if wait:
+        tdn.output.note("job_proposed", job=started["job_id"])
         _to_the_end(tdn, started["job_id"], each_change=False)
     else:
         tdn.output.data(started, lambda document: tdn.output.line(document["job_id"]))
@@ -111,12 +112,15 @@ def _to_the_end(tdn: Invocation, job: str, *, each_change: bool) -> None:
             raise
     if not stream:
         tdn.output.data(last)
-    _raise_failure(last)
+    _leave(last)
 
 
-def _raise_failure(job: dict[str, Any]) -> None:
+def _leave(job: dict[str, Any]) -> None:
+    """End the command as the job ended: with its failure, or 1 when it has none and did not succeed either."""
     from tdn_interop.app.cli.client import failure_of  # noqa: PLC0415  loads gRPC
 
     failure = failure_of(job)
     if failure is not None:
         raise failure
+    if job["state"] != "SUCCEEDED":
+        raise typer.Exit(1)

@@ -77,7 +77,6 @@ _LABELS = {
 }
 
 _SENTENCES = {
-    "adapter_broken": ("broken: {why}", "损坏：{why}"),
     "blame": ("fault", "责任"),
     "bundle_verified": ("The evidence holds.", "存证验证通过。"),
     "cancelled": ("Job {job} is being cancelled.", "正在取消作业 {job}。"),
@@ -94,6 +93,7 @@ _SENTENCES = {
         "The job goes on without this command: tdn job watch {job}",
         "作业仍在继续，可随时查看：tdn job watch {job}",
     ),
+    "job_proposed": ("Job {job} is proposed to its parties.", "作业 {job} 已提交各参与方。"),
     "joined": ("This node is enrolled. Start it: tdn node run", "本节点已入网，可启动：tdn node run"),
     "next": ("next", "下一步"),
     "no": ("no", "否"),
@@ -105,9 +105,7 @@ _SENTENCES = {
         "The token works once, for this node only. Hand it over on a private way.",
         "令牌仅供该节点使用一次，请通过私密渠道转交。",
     ),
-    "trace": ("Run with -v for the traceback.", "使用 -v 可查看堆栈。"),
     "why": ("why", "原因"),
-    "written": ("{file} is written.", "已写入 {file}。"),
     "yes": ("yes", "是"),
 }
 

@@ -46,6 +46,15 @@ def test_a_job_that_fails_ends_the_command_with_its_reason(line, reason, exit_co
     assert "not for this purpose" in err
 
 
+def test_a_job_that_ends_otherwise_exits_with_1(node, tdn):
+    node.watched = [fake.job("CANCELLED", 0.5, fake.ENDED)]
+    assert tdn("job", "watch", "3f2a")[0] == 1
+
+
+def test_run_tells_the_job_before_it_waits(node, tdn):
+    assert JOB in tdn("job", "run", "flow.toml")[2]
+
+
 @pytest.mark.parametrize("watched", [[], [fake.job()]], ids=["silent", "cut short"])
 def test_an_answer_that_is_cut_short_is_no_success(watched, node, tdn):
     node.watched = watched
