@@ -42,7 +42,7 @@ class ApprovalRule(_Section):
 
 
 class Approval(_Section):
-    """Who decides on a proposed job: a human (`tdn job approve`) or the first rule that holds."""
+    """Who decides on a proposed job: a human (`tdn job approve`), or rules; what no rule approves is then refused."""
 
     mode: Literal["manual", "rules"] = "manual"
     rules: list[ApprovalRule] = []

@@ -219,6 +219,9 @@ class Reason(enum.Enum):
     EQUIVOCATION = _row(81, "DATA_LOSS", _B.HUB, _R.NO, 1,
         "A log shows different histories to different readers.", "同一日志向不同读者展示了不同的历史。",
         "Keep both heads and report the operator of the log.", "请保留两个树头并上报日志运营方。")
+    RECEIPT_MISSING = _row(82, "UNAVAILABLE", _B.RESPONDER, _R.LATER, 4,
+        "A confirmation that the evidence needs has not come.", "存证所需的确认尚未收到。",
+        "Wait a little and ask again; then check that every party and its hub run (tdn ping NODE).", "请稍后重试，并确认各参与方及其枢纽在运行（tdn ping NODE）。")
     # -- configuration and the rest
     CONFIG_INVALID = _row(90, "FAILED_PRECONDITION", _B.OPERATOR, _R.NO, 3,
         "The configuration is wrong.", "配置有误。",

@@ -49,10 +49,13 @@ class Endorser:
 
 
 class EndorsementServicer(enrolment_service_pb2_grpc.EndorsementServiceServicer):
-    """Endorse for hubs: a hub may speak only for itself and for nodes below it."""
+    """Endorse for hubs: a hub may speak only for nodes below it."""
 
-    def __init__(self, endorser: Endorser, peer_of: Callable[[str], str]) -> None:
+    def __init__(
+        self, endorser: Endorser, is_member: Callable[[str], bool], peer_of: Callable[[str], str]
+    ) -> None:
         self._endorser = endorser
+        self._is_member = is_member
         self._peer_of = peer_of
 
     async def Endorse(  # noqa: N802  the name of the RPC
@@ -61,7 +64,7 @@ class EndorsementServicer(enrolment_service_pb2_grpc.EndorsementServiceServicer)
         """See the proto."""
         signed = records_wire.signed_from_pb(request.application)
         hub = self._peer_of(context.peer())
-        ok = signed.signer == hub or ids.is_below(signed.signer, hub)
+        ok = self._is_member(hub) and ids.is_below(signed.signer, hub)
         guard("TDN-T-IDN-07").check(
             ok, Reason.POLICY_DENIED, f"{hub} cannot speak for {signed.signer}", Refused
         )

@@ -99,11 +99,11 @@ def audited(peer_of: Callable[[str], str]) -> Layer:
 
     @contextlib.asynccontextmanager
     async def layer(call: Call) -> AsyncIterator[None]:
-        begin = time.monotonic()
+        begin, peer = time.monotonic(), _peer(peer_of, call)
 
         def line(error: BaseException | None) -> None:
             _log.info(
-                "call", peer=_peer(peer_of, call), method=call.path, code=call.code(error).name,
+                "call", peer=peer, method=call.path, code=call.code(error).name,
                 received_bytes=call.received_bytes, sent_bytes=call.sent_bytes,
                 duration_s=round(time.monotonic() - begin, 6),
             )  # fmt: skip
@@ -191,16 +191,19 @@ class ServerCalls(grpc.aio.ServerInterceptor):
         return behaviour
 
     def _streaming(self, inner: Any, path: str, streams: rpc_metrics.Streams) -> Any:
-        async def behaviour(request: Any, context: _Context) -> AsyncIterator[Any]:
+        # A coroutine that writes, not a generator: gRPC leaves the generator of a cancelled call to the
+        # garbage collector, and what runs then finds the call's memory gone.
+        async def behaviour(request: Any, context: _Context) -> None:
             call = Call(path, streams, context)
+            counted = _CountedContext(call)
             async with self._around(call):
-                responses = inner(_inbound(call, request), _CountedContext(call))
-                if not hasattr(responses, "__aiter__"):  # a coroutine that calls context.write
+                responses = inner(_inbound(call, request), counted)
+                if not hasattr(responses, "__aiter__"):  # such a coroutine itself
                     await responses
                     return
                 async with contextlib.aclosing(responses):
                     async for response in responses:
-                        yield call.sent(response)
+                        await counted.write(response)
 
         return behaviour
 

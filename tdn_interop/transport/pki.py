@@ -143,6 +143,11 @@ def spki_sha256(certificate: x509.Certificate) -> bytes:
     return hashlib.sha256(spki).digest()
 
 
+def sha256(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of the certificate in DER form."""
+    return certificate.fingerprint(hashes.SHA256())
+
+
 def der(certificate: x509.Certificate) -> bytes:
     """DER bytes."""
     return certificate.public_bytes(serialization.Encoding.DER)

@@ -327,7 +327,9 @@ Global___InputOffer: _TypeAlias = InputOffer  # noqa: Y015
 
 @_typing.final
 class Agreement(_message.Message):
-    """What the parties agreed on. Its SHA-256 is the agreement digest."""
+    """What the parties agreed on. The agreement digest is SHA-256 over `tdn/algo/v1/agreement`, a zero byte and the
+    serialized Agreement.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -432,7 +434,7 @@ class Consent(_message.Message):
     job_id: _builtins.str
     """The job."""
     agreement_sha256: _builtins.bytes
-    """SHA-256 of the serialized Agreement."""
+    """The agreement digest."""
     def __init__(
         self,
         *,
@@ -483,16 +485,21 @@ Global___Prepared: _TypeAlias = Prepared  # noqa: Y015
 
 @_typing.final
 class Start(_message.Message):
-    """No content: the epoch of the message starts."""
+    """The epoch of the message starts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    AGREEMENT_SHA256_FIELD_NUMBER: _builtins.int
+    agreement_sha256: _builtins.bytes
+    """The agreement digest, as the party consented to it."""
     def __init__(
         self,
+        *,
+        agreement_sha256: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_sha256", b"agreement_sha256"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -557,7 +564,7 @@ class Statement(_message.Message):
     outcome: Global___Outcome.ValueType
     """The outcome."""
     agreement_sha256: _builtins.bytes
-    """SHA-256 of the serialized Agreement. Empty when the job ended before there was one."""
+    """The agreement digest. Empty when the job ended before there was one."""
     epoch: _builtins.int
     """Epoch in which the job ended."""
     result_commitment: _builtins.bytes
@@ -626,7 +633,7 @@ class Verdict(_message.Message):
     outcome: Global___Outcome.ValueType
     """The outcome."""
     agreement_sha256: _builtins.bytes
-    """SHA-256 of the serialized Agreement. Empty when there was none."""
+    """The agreement digest. Empty when there was none."""
     @_builtins.property
     def statements(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
         """The signed Statement of every party that could be reached, sorted by node id."""

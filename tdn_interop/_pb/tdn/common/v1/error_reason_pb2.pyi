@@ -126,6 +126,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The evidence does not prove what it claims."""
     ERROR_REASON_EQUIVOCATION: _ErrorReason.ValueType  # 81
     """A log shows different histories to different readers."""
+    ERROR_REASON_RECEIPT_MISSING: _ErrorReason.ValueType  # 82
+    """A confirmation that the evidence needs has not come."""
     ERROR_REASON_CONFIG_INVALID: _ErrorReason.ValueType  # 90
     """The configuration is wrong."""
     ERROR_REASON_NODE_DOWN: _ErrorReason.ValueType  # 91
@@ -246,6 +248,8 @@ ERROR_REASON_EVIDENCE_BROKEN: ErrorReason.ValueType  # 80
 """The evidence does not prove what it claims."""
 ERROR_REASON_EQUIVOCATION: ErrorReason.ValueType  # 81
 """A log shows different histories to different readers."""
+ERROR_REASON_RECEIPT_MISSING: ErrorReason.ValueType  # 82
+"""A confirmation that the evidence needs has not come."""
 ERROR_REASON_CONFIG_INVALID: ErrorReason.ValueType  # 90
 """The configuration is wrong."""
 ERROR_REASON_NODE_DOWN: ErrorReason.ValueType  # 91

@@ -1,0 +1,83 @@
+"""Anchoring upwards: heads of this node's log go into the log of the parent, and so on up to the top."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc.aio
+
+from tdn_interop._pb.tdn.app.v1 import evidence_pb2, evidence_pb2_grpc
+from tdn_interop.app.evidence import wire
+from tdn_interop.app.evidence.anchor import take_head
+from tdn_interop.app.evidence.log import EvidenceLog
+from tdn_interop.app.evidence.statements import Attestation, Inclusion
+from tdn_interop.app.register import Register
+from tdn_interop.errors import Reason, Refused, TdnError, guard
+from tdn_interop.identity import Signed
+from tdn_interop.transport.link import CALL_S, Link
+
+Chain = tuple[tuple[Inclusion, ...], tuple[Signed, ...]]
+
+
+class Anchoring:
+    """Proofs from an event of this node up to the head of the top. `link` is None at a top."""
+
+    def __init__(self, log: EvidenceLog, record: Signed, link: Link | None) -> None:
+        self.log = log
+        self._record = record
+        self._link = link
+        self._since = 0
+        self._one = asyncio.Lock()
+
+    async def attest(self, index: int) -> Attestation:
+        """The event at `index` with the way from our log to the top's. Errors: those of the parents."""
+        event = await self.log.event(index)
+        here = await self.log.inclusion(index)
+        links, records = await self.upwards(here.head)
+        return Attestation(event, (here, *links), (self._record, *records))
+
+    async def upwards(self, head: Signed) -> Chain:
+        """The places of `head` in the logs above, and the records of their nodes. Nothing above a top."""
+        if self._link is None:
+            return (), ()
+        async with self._one:
+            try:
+                return await self._ask(head, self._since)
+            except TdnError as error:
+                last = error.metadata.get("lastSize", "")
+                if error.reason is not Reason.STATE_CONFLICT or not last.isdigit():
+                    raise
+                # The parent remembers more than we do after a restart; it tells from where to prove.
+                return await self._ask(head, int(last))
+
+    async def _ask(self, head: Signed, since: int) -> Chain:
+        assert self._link is not None  # noqa: S101  checked by the caller
+        size = wire.decode_tree_head(head.statement).size
+        offer = await self.log.offer(head, min(since, size))
+        stub = evidence_pb2_grpc.EvidenceServiceStub(self._link.channel)
+        answer = await self._link.ask(stub.Anchor(wire.offer_to_pb(offer), timeout=CALL_S))
+        self._since = max(self._since, size)
+        return wire.anchored_from_pb(answer)
+
+
+class EvidenceServicer(evidence_pb2_grpc.EvidenceServiceServicer):
+    """Takes heads of members."""
+
+    def __init__(self, anchoring: Anchoring, register: Register, record: Signed, peer_of: Any) -> None:
+        self._anchoring = anchoring
+        self._register = register
+        self._record = record
+        self._peer_of = peer_of
+
+    async def Anchor(  # noqa: N802  the name of the RPC
+        self, request: evidence_pb2.AnchorRequest, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> evidence_pb2.AnchorResponse:
+        """See the proto."""
+        caller = self._peer_of(context.peer())
+        guard("TDN-T-RTE-05").check(
+            self._register.known(caller), Reason.POLICY_DENIED, f"{caller} is no member here", Refused
+        )
+        here = await take_head(self._anchoring.log, caller, wire.offer_from_pb(request))
+        links, records = await self._anchoring.upwards(here.head)
+        return wire.anchored_to_pb((here, *links), (self._record, *records))

@@ -1,0 +1,188 @@
+"""NodeControlService: what the owner asks on the control socket, translated to calls of the node."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc.aio
+
+from tdn_interop import ids
+from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
+from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc
+from tdn_interop._pb.tdn.common.v1 import failure_pb2
+from tdn_interop.app import flow as flows
+from tdn_interop.app.data.table import CsvFormat
+from tdn_interop.app.store.jobs import JobRow
+from tdn_interop.app.store.resources import ResourceRow
+from tdn_interop.app.transfer import Progress
+from tdn_interop.identity import fingerprint
+from tdn_interop.transport import records_wire
+
+if TYPE_CHECKING:
+    from tdn_interop.app.node import Node
+
+Context = grpc.aio.ServicerContext[Any, Any]
+_SECRET_FACTS = {"result_salt"}
+
+
+class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
+    """Only the owner of the node reaches this: the socket has mode 0600 in a folder of mode 0700."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:  # noqa: N802
+        """See the proto."""
+        del request, context
+        mesh, standing = self._node.mesh, self._node.mesh.standing
+        return pb.GetStatusResponse(
+            node_id=mesh.me, role=records_wire.ROLES[mesh.config.role],
+            identity_sha256=fingerprint(standing.key.public_key), listen=mesh.config.listen or "",
+            parent=standing.membership.parent, linked=mesh.link is None or mesh.link.linked.is_set(),
+            certificate_expires_at_ms=standing.expires_at_ms, log_size=await mesh.log_size(),
+            peers=mesh.channels.peers(), uptime_s=time.monotonic() - self._node.started, members=mesh.register.nodes,
+        )  # fmt: skip
+
+    async def CreateToken(self, request: pb.CreateTokenRequest, context: Context) -> pb.CreateTokenResponse:  # noqa: N802
+        """See the proto."""
+        del context
+        role = records_wire.role_name(request.role)
+        token = await self._node.mesh.invite(ids.node_id(request.node_id), role, request.valid_s)
+        return pb.CreateTokenResponse(token=token)
+
+    async def Ping(self, request: pb.PingRequest, context: Context) -> pb.PingResponse:  # noqa: N802
+        """See the proto."""
+        del context
+        pong = await self._node.mesh.ping(ids.node_id(request.node_id), request.timeout_s or 10)
+        return pb.PingResponse(
+            round_trip_ms=pong.round_trip_ms, hops=pong.hops, identity_sha256=pong.identity_sha256
+        )
+
+    async def LookupRoute(self, request: pb.LookupRouteRequest, context: Context) -> pb.LookupRouteResponse:  # noqa: N802
+        """See the proto."""
+        del context
+        route, record = await self._node.mesh.resolve(request.name)
+        return pb.LookupRouteResponse(
+            destination=route.destination, hops=route.hops, identity_sha256=fingerprint(record.identity_key),
+            expires_at_ms=route.expires_at_ms,
+        )  # fmt: skip
+
+    async def RegisterResource(  # noqa: N802
+        self, request: pb.RegisterResourceRequest, context: Context
+    ) -> pb.RegisterResourceResponse:
+        """See the proto."""
+        del context
+        form = CsvFormat(request.format.encoding or "utf-8", request.format.delimiter or ",")
+        row = await self._node.resources.register(request.name, Path(request.path), form, list(request.keys))
+        return pb.RegisterResourceResponse(resource=_resource(row))
+
+    async def ListResources(  # noqa: N802
+        self, request: pb.ListResourcesRequest, context: Context
+    ) -> pb.ListResourcesResponse:
+        """See the proto."""
+        del request, context
+        return pb.ListResourcesResponse(
+            resources=[_resource(row) for row in await self._node.resources.every()]
+        )
+
+    async def GetResource(self, request: pb.GetResourceRequest, context: Context) -> pb.GetResourceResponse:  # noqa: N802
+        """See the proto."""
+        del context
+        return pb.GetResourceResponse(resource=_resource(await self._node.resources.find(request.id)))
+
+    async def RunJob(self, request: pb.RunJobRequest, context: Context) -> pb.RunJobResponse:  # noqa: N802
+        """See the proto."""
+        del context
+        return pb.RunJobResponse(job_id=await self._node.jobs.run(request.flow_toml))
+
+    async def DecideJob(self, request: pb.DecideJobRequest, context: Context) -> pb.DecideJobResponse:  # noqa: N802
+        """See the proto."""
+        del context
+        row = await self._node.jobs.find(request.job_id)
+        self._node.jobs.decide(row.job_id, request.comment, approve=request.approve)
+        return pb.DecideJobResponse()
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:  # noqa: N802
+        """See the proto."""
+        del request, context
+        return pb.ListJobsResponse(jobs=[self._job(row) for row in await self._node.jobs.every()])
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:  # noqa: N802
+        """See the proto."""
+        del context
+        return pb.GetJobResponse(job=self._job(await self._node.jobs.find(request.job_id)))
+
+    async def WatchJob(  # noqa: N802
+        self, request: pb.WatchJobRequest, context: Context
+    ) -> AsyncIterator[pb.WatchJobResponse]:
+        """See the proto."""
+        del context
+        row = await self._node.jobs.find(request.job_id)
+        async for now in self._node.jobs.watch(row.job_id):
+            yield pb.WatchJobResponse(job=self._job(now))
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Context) -> pb.CancelJobResponse:  # noqa: N802
+        """See the proto."""
+        del context
+        row = await self._node.jobs.find(request.job_id)
+        self._node.jobs.cancel(row.job_id, request.comment)
+        return pb.CancelJobResponse()
+
+    async def GetBundle(self, request: pb.GetBundleRequest, context: Context) -> pb.GetBundleResponse:  # noqa: N802
+        """See the proto."""
+        del context
+        bundle = await self._node.jobs.bundle(request.job_id)
+        return pb.GetBundleResponse(
+            bundle=bundle, top_identity_key=self._node.mesh.standing.membership.top_identity_key
+        )
+
+    async def SendFile(  # noqa: N802
+        self, request: pb.SendFileRequest, context: Context
+    ) -> AsyncIterator[pb.SendFileResponse]:
+        """See the proto."""
+        del context
+        transfer = self._node.transfers.send(ids.node_id(request.node_id), request.topic, Path(request.path))
+        async for now in transfer:
+            yield pb.SendFileResponse(
+                sent_bytes=now.moved_bytes, total_bytes=now.total_bytes, done=now.done, sha256=now.sha256
+            )
+
+    async def ReceiveFile(  # noqa: N802
+        self, request: pb.ReceiveFileRequest, context: Context
+    ) -> AsyncIterator[pb.ReceiveFileResponse]:
+        """See the proto."""
+        del context
+        limit = request.timeout_s or None
+        transfer: AsyncIterator[Progress] = self._node.transfers.receive(
+            request.topic, Path(request.out), limit
+        )
+        async for now in transfer:
+            yield pb.ReceiveFileResponse(
+                received_bytes=now.moved_bytes, total_bytes=now.total_bytes, sender=now.peer, done=now.done,
+                sha256=now.sha256,
+            )  # fmt: skip
+
+    def _job(self, row: JobRow) -> pb.JobView:
+        flow = flows.flow_from_json(row.flow)
+        failure = row.failure
+        return pb.JobView(
+            job_id=row.job_id, state=row.state, party_state=row.party_state, flow=flow.name,
+            coordinator=row.coordinator, parties=flow.parties, recipients=flow.tasks[0].receivers,
+            algorithm=row.algorithm, suite=row.suite, created_at_ms=row.created_at_ms, ended_at_ms=row.ended_at_ms,
+            failure=failure_pb2.Failure(**failure) if failure else None,
+            facts={name: fact for name, fact in row.facts.items() if name not in _SECRET_FACTS},
+            hops=row.hops, progress=self._node.jobs.progress(row), flow_sha256=row.flow_sha256.hex(),
+            flow_json=row.flow.decode(),
+        )  # fmt: skip
+
+
+def _resource(row: ResourceRow) -> pb.Resource:
+    return pb.Resource(
+        id=row.id, path=row.path, format=pb.CsvFormat(encoding=row.encoding, delimiter=row.delimiter),
+        columns=row.columns, keys=row.keys, rows=row.rows, bytes=row.size_bytes, sha256=row.sha256,
+        registered_at_ms=row.registered_at_ms, distinct_keys=row.distinct_keys, duplicate_rows=row.duplicate_rows,
+        empty_rows=row.empty_rows,
+    )  # fmt: skip

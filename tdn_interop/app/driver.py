@@ -1,0 +1,150 @@
+"""The one loop between an algorithm machine and the channels: await, step, do the effects.
+
+Compute goes to a thread pool (the kernels release the GIL), sends go through one queue per peer so
+that the loop never waits for credit, receives are one task per peer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from tdn_interop.algo import wire
+from tdn_interop.algo.machine import Effect, Event
+from tdn_interop.algo.message import TaskMessage
+from tdn_interop.algo.task import (
+    Aborted,
+    Compute,
+    Output,
+    Progress,
+    Received,
+    Report,
+    Send,
+    Started,
+    TaskMachine,
+    perform,
+)
+from tdn_interop.errors import PeerProtocolError, Reason, TdnError, guard
+from tdn_interop.transport.channels import Channels
+
+SEND_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a task runs: its topic, and who plays which role (role -> node id; our own is left out)."""
+
+    topic: str
+    nodes: Mapping[str, str]
+    epoch: int
+
+
+@dataclass
+class Result:
+    """What the machine gave: the output of a receiver, and the counts this party learnt."""
+
+    output: tuple[int, ...] | tuple[bytes, ...] | None = None
+    facts: dict[str, int] = field(default_factory=dict)
+
+
+class Driver:
+    """Runs one machine once."""
+
+    def __init__(
+        self, machine: TaskMachine, place: Place, channels: Channels, pool: ThreadPoolExecutor,
+        on_progress: Callable[[int], None],
+    ) -> None:  # fmt: skip
+        self._machine = machine
+        self._place = place
+        self._channels = channels
+        self._pool = pool
+        self._on_progress = on_progress
+        self._events: asyncio.Queue[Event | TdnError] = asyncio.Queue()
+        self._outgoing: dict[str, asyncio.Queue[TaskMessage]] = {
+            role: asyncio.Queue() for role in place.nodes
+        }
+        self._result = Result()
+
+    async def run(self) -> Result:
+        """Run to the end. Errors: those of the machine, the peers and the channels. Secrets are erased in any case."""
+        workers = [asyncio.create_task(self._receive(role)) for role in self._place.nodes]
+        workers += [asyncio.create_task(self._send(role)) for role in self._place.nodes]
+        try:
+            self._do(self._machine.step(Started()))
+            while not self._machine.over:
+                event = await self._events.get()
+                if isinstance(event, TdnError):
+                    raise event
+                self._step(event)
+            await asyncio.gather(*(queue.join() for queue in self._outgoing.values()))
+            for node in self._place.nodes.values():
+                await self._channels.flush(node, self._place.topic, SEND_S)
+        finally:
+            if not self._machine.over:
+                self._machine.step(Aborted())
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        return self._result
+
+    def _step(self, event: Event) -> None:
+        try:
+            self._do(self._machine.step(event))
+        except PeerProtocolError as error:
+            if error.reason is not Reason.STALE:  # an old message is refused, the run goes on
+                raise
+
+    def _do(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(to=role, message=message):
+                    self._outgoing[role].put_nowait(message)
+                case Compute():
+                    self._compute(effect)
+                case Report(facts=facts):
+                    self._result.facts.update(facts)
+                case Output(value=value):
+                    self._result.output = value
+                case Progress(items=items):
+                    self._on_progress(items)
+
+    def _compute(self, effect: Compute) -> None:
+        work = asyncio.get_running_loop().run_in_executor(self._pool, perform, effect)
+
+        def done(future: asyncio.Future[Event]) -> None:
+            if not future.cancelled():
+                error = future.exception()
+                self._events.put_nowait(_defect(error) if error else future.result())
+
+        work.add_done_callback(done)  # type: ignore[arg-type]  # perform returns events
+
+    async def _receive(self, role: str) -> None:
+        node = self._place.nodes[role]
+        try:
+            while True:
+                _, data = await self._channels.receive(self._place.topic, node)
+                self._events.put_nowait(Received(role, wire.decode_message(data)))
+        except TdnError as error:
+            self._events.put_nowait(error)
+
+    async def _send(self, role: str) -> None:
+        node, queue = self._place.nodes[role], self._outgoing[role]
+        try:
+            while True:
+                message = await queue.get()
+                await self._channels.send(node, self._place.topic, wire.encode_message(message), SEND_S)
+                queue.task_done()
+        except TdnError as error:
+            self._events.put_nowait(error)
+
+
+def _defect(error: BaseException) -> TdnError:
+    try:
+        guard("TDN-A-SEC-01").refuse(
+            Reason.INTERNAL, f"a computation failed: {type(error).__name__}", TdnError
+        )
+    except TdnError as made:
+        made.__cause__ = error
+        return made

@@ -1,0 +1,269 @@
+"""Messages and statements of the job protocol: bytes <-> frozen records. Errors: INVALID_REQUEST."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from tdn_interop import ids
+from tdn_interop._pb.tdn.app.v1 import job_pb2
+from tdn_interop._pb.tdn.common.v1 import failure_pb2
+from tdn_interop.algo import wire as algo_wire
+from tdn_interop.app import job_protocol as words
+from tdn_interop.app.evidence.statements import Consent, Statement, Verdict
+from tdn_interop.app.job_protocol import Outcome
+from tdn_interop.app.terms import Agreement, InputOffer, Offer
+from tdn_interop.errors import PeerProtocolError, Reason, guard
+from tdn_interop.transport import records_wire
+from tdn_interop.transport.frame import Failure
+
+PbT = TypeVar("PbT", bound=Message)
+# A flow has at most 64 KiB; an agreement holds one offer per party.
+MAX_MESSAGE = 1 << 20
+
+
+def outcome_to_pb(outcome: Outcome) -> job_pb2.Outcome.ValueType:
+    """To the enum."""
+    return job_pb2.Outcome.Value(f"OUTCOME_{outcome.name}")
+
+
+def outcome_from_pb(number: int) -> Outcome:
+    """From the enum."""
+    known = {job_pb2.Outcome.Value(f"OUTCOME_{outcome.name}"): outcome for outcome in Outcome}
+    _check(number in known, "the outcome is unknown")
+    return known[number]  # type: ignore[index]  # the enum's values are ints
+
+
+def failure_to_pb(failure: Failure) -> failure_pb2.Failure:
+    """To the message."""
+    return failure_pb2.Failure(
+        reason=failure.reason.name, message=failure.message, noticed_by=failure.noticed_by,
+        requirement=failure.requirement, metadata=failure.metadata,
+    )  # fmt: skip
+
+
+def failure_from_pb(m: failure_pb2.Failure) -> Failure:
+    """From the message; a reason of a newer version reads as INTERNAL."""
+    _check(len(m.message) <= 2048 and len(m.metadata) <= 32, "the failure is too long")
+    reason = Reason.__members__.get(m.reason, Reason.INTERNAL)
+    return Failure(reason, m.message, m.noticed_by[:200], m.requirement[:32], dict(m.metadata))
+
+
+def encode_message(job_id: str, message: words.Message) -> bytes:
+    """Serialize for the topic `job`; the sender is not in it, the channel knows."""
+    m = job_pb2.JobMessage(job_id=job_id, epoch=message.epoch)
+    field, write = _WRITERS[type(message)]
+    getattr(m, field).SetInParent()  # for some kinds this is all they say
+    if write:
+        write(getattr(m, field), message)
+    return m.SerializeToString()
+
+
+def decode_message(sender: str, data: bytes) -> tuple[str, words.Message]:
+    """(job id, message) from a peer."""
+    m = _parse(job_pb2.JobMessage(), data)
+    kind = m.WhichOneof("body")
+    _check(kind is not None, "the job message has no known kind")
+    body = getattr(m, str(kind))
+    return ids.job_id(m.job_id, PeerProtocolError), _READERS[str(kind)](sender, m.epoch, body)
+
+
+# Any: the body messages of the oneof share no base but Message.
+def _write_approval(m: Any, message: words.Approval) -> None:
+    m.offer.CopyFrom(records_wire.signed_to_pb(message.offer))
+    m.record.CopyFrom(records_wire.signed_to_pb(message.record))
+
+
+def _write_admit(m: Any, message: words.Admit) -> None:
+    m.agreement = message.agreement
+    m.records.extend(records_wire.signed_to_pb(record) for record in message.records)
+
+
+def _write_abort(m: Any, message: words.Abort) -> None:
+    m.outcome = outcome_to_pb(message.outcome)
+    m.failure.CopyFrom(failure_to_pb(message.failure))
+
+
+def _plain(field: str, attribute: str) -> Callable[[Any, Any], None]:
+    return lambda m, message: setattr(m, field, getattr(message, attribute))
+
+
+def _signed(field: str) -> Callable[[Any, Any], None]:
+    return lambda m, message: getattr(m, field).CopyFrom(records_wire.signed_to_pb(getattr(message, field)))
+
+
+def _failure(field: str) -> Callable[[Any, Any], None]:
+    return lambda m, message: getattr(m, field).CopyFrom(failure_to_pb(message.failure))
+
+
+_WRITERS: dict[type[words.Message], tuple[str, Callable[[Any, Any], None] | None]] = {
+    words.Propose: ("propose", _plain("flow", "flow")),
+    words.Stored: ("stored", None),
+    words.Approval: ("decision", _write_approval),
+    words.Refusal: ("decision", _failure("refusal")),
+    words.Admit: ("admit", _write_admit),
+    words.Admitted: ("admitted", _signed("consent")),
+    words.Prepare: ("prepare", None),
+    words.Prepared: ("prepared", None),
+    words.Start: ("start", _plain("agreement_sha256", "agreement_sha256")),
+    words.Computed: ("computed", _plain("hops", "hops")),
+    words.Release: ("release", None),
+    words.Stated: ("stated", _signed("statement")),
+    words.Conclude: ("conclude", _signed("verdict")),
+    words.Attested: ("attested", _plain("attestation", "attestation")),
+    words.Fail: ("fail", _failure("failure")),
+    words.Cancel: ("cancel", _plain("comment", "comment")),
+    words.Abort: ("abort", _write_abort),
+}
+
+
+def _read_decision(sender: str, epoch: int, m: Any) -> words.Message:
+    if m.HasField("refusal"):
+        return words.Refusal(sender, epoch, failure_from_pb(m.refusal))
+    signed = records_wire.signed_from_pb
+    return words.Approval(sender, epoch, signed(m.offer), signed(m.record))
+
+
+def _read_admit(sender: str, epoch: int, m: Any) -> words.Message:
+    records = tuple(records_wire.signed_from_pb(record) for record in m.records)
+    return words.Admit(sender, epoch, m.agreement, records)
+
+
+def _read_stated(sender: str, epoch: int, m: Any) -> words.Message:
+    statement = records_wire.signed_from_pb(m.statement)
+    return words.Stated(sender, epoch, statement, decode_statement(statement.statement)[1])
+
+
+def _read_conclude(sender: str, epoch: int, m: Any) -> words.Message:
+    verdict = records_wire.signed_from_pb(m.verdict)
+    return words.Conclude(sender, epoch, verdict, decode_verdict_outcome(verdict.statement))
+
+
+def _read_abort(sender: str, epoch: int, m: Any) -> words.Message:
+    return words.Abort(sender, epoch, outcome_from_pb(m.outcome), failure_from_pb(m.failure))
+
+
+_READERS: dict[str, Callable[[str, int, Any], words.Message]] = {
+    "propose": lambda sender, epoch, m: words.Propose(sender, epoch, m.flow),
+    "stored": lambda sender, epoch, _: words.Stored(sender, epoch),
+    "decision": _read_decision,
+    "admit": _read_admit,
+    "admitted": lambda sender, epoch, m: words.Admitted(
+        sender, epoch, records_wire.signed_from_pb(m.consent)
+    ),
+    "prepare": lambda sender, epoch, _: words.Prepare(sender, epoch),
+    "prepared": lambda sender, epoch, _: words.Prepared(sender, epoch),
+    "start": lambda sender, epoch, m: words.Start(sender, epoch, m.agreement_sha256),
+    "computed": lambda sender, epoch, m: words.Computed(sender, epoch, m.hops),
+    "release": lambda sender, epoch, _: words.Release(sender, epoch),
+    "stated": _read_stated,
+    "conclude": _read_conclude,
+    "attested": lambda sender, epoch, m: words.Attested(sender, epoch, m.attestation),
+    "fail": lambda sender, epoch, m: words.Fail(sender, epoch, failure_from_pb(m.failure)),
+    "cancel": lambda sender, epoch, m: words.Cancel(sender, epoch, m.comment[:1024]),
+    "abort": _read_abort,
+}
+
+
+def encode_offer(offer: Offer) -> bytes:
+    """Serialize."""
+    m = job_pb2.Offer(
+        job_id=offer.job_id, flow_sha256=offer.flow_sha256, approved_at_ms=offer.approved_at_ms,
+        approved_by=offer.approved_by,
+    )  # fmt: skip
+    m.proposal.ParseFromString(algo_wire.encode_proposal(offer.proposal))
+    for entry in offer.inputs:
+        m.inputs.add(resource=entry.resource, commitment=entry.commitment)
+    return m.SerializeToString(deterministic=True)
+
+
+def decode_offer(data: bytes) -> Offer:
+    """Parse and check."""
+    m = _parse(job_pb2.Offer(), data)
+    _check(len(m.flow_sha256) == 32, "a flow digest must have 32 bytes")
+    _check(m.approved_by in {"rule", "human"}, "approvals come by rule or by a human")
+    _check(all(len(entry.commitment) == 32 for entry in m.inputs), "a commitment must have 32 bytes")
+    inputs = tuple(InputOffer(entry.resource, entry.commitment) for entry in m.inputs)
+    proposal = algo_wire.decode_proposal(m.proposal.SerializeToString())
+    return Offer(
+        ids.job_id(m.job_id, PeerProtocolError), m.flow_sha256, proposal, inputs, m.approved_at_ms, m.approved_by
+    )  # fmt: skip
+
+
+def encode_agreement(agreement: Agreement) -> bytes:
+    """Serialize; the bytes that everybody hashes."""
+    m = job_pb2.Agreement(
+        job_id=agreement.job_id, flow_sha256=agreement.flow_sha256, identity_keys=agreement.identity_keys,
+        offers=[records_wire.signed_to_pb(offer) for offer in agreement.offers],
+    )  # fmt: skip
+    m.choice.ParseFromString(algo_wire.encode_choice(agreement.choice))
+    return m.SerializeToString(deterministic=True)
+
+
+def decode_agreement(data: bytes) -> Agreement:
+    """Parse and check."""
+    m = _parse(job_pb2.Agreement(), data)
+    _check(len(m.flow_sha256) == 32, "a flow digest must have 32 bytes")
+    choice = algo_wire.decode_choice(m.choice.SerializeToString())
+    offers = tuple(records_wire.signed_from_pb(offer) for offer in m.offers)
+    return Agreement(
+        ids.job_id(m.job_id, PeerProtocolError), m.flow_sha256, offers, tuple(m.identity_keys), choice
+    )
+
+
+def encode_consent(consent: Consent) -> bytes:
+    """Serialize."""
+    m = job_pb2.Consent(job_id=consent.job_id, agreement_sha256=consent.agreement_sha256)
+    return m.SerializeToString(deterministic=True)
+
+
+def encode_statement(statement: Statement, outcome: Outcome) -> bytes:
+    """Serialize."""
+    return job_pb2.Statement(
+        job_id=statement.job_id, party=statement.party, outcome=outcome_to_pb(outcome),
+        agreement_sha256=statement.agreement_sha256, epoch=statement.epoch,
+        result_commitment=statement.result_commitment, ended_at_ms=statement.ended_at_ms,
+    ).SerializeToString(deterministic=True)  # fmt: skip
+
+
+def decode_statement(data: bytes) -> tuple[str, Outcome]:
+    """(party, outcome) of a statement."""
+    m = _parse(job_pb2.Statement(), data)
+    return ids.node_id(m.party, PeerProtocolError), outcome_from_pb(m.outcome)
+
+
+def encode_verdict(verdict: Verdict, outcome: Outcome, failure: Failure | None) -> bytes:
+    """Serialize."""
+    m = job_pb2.Verdict(
+        job_id=verdict.job_id, outcome=outcome_to_pb(outcome), agreement_sha256=verdict.agreement_sha256,
+        statements=[records_wire.signed_to_pb(s) for s in verdict.statements], missing=verdict.missing,
+    )  # fmt: skip
+    if failure:
+        m.failure.CopyFrom(failure_to_pb(failure))
+    return m.SerializeToString(deterministic=True)
+
+
+def decode_verdict_outcome(data: bytes) -> Outcome:
+    """The outcome of a verdict."""
+    return outcome_from_pb(_parse(job_pb2.Verdict(), data).outcome)
+
+
+def decode_verdict_failure(data: bytes) -> Failure | None:
+    """Why a job did not succeed, by its verdict."""
+    m = _parse(job_pb2.Verdict(), data)
+    return failure_from_pb(m.failure) if m.HasField("failure") else None
+
+
+def _parse(message: PbT, data: bytes) -> PbT:
+    _check(len(data) <= MAX_MESSAGE, "the message is too long")
+    try:
+        message.ParseFromString(data)
+    except DecodeError:
+        guard("TDN-T-ENC-01").refuse(Reason.INVALID_REQUEST, f"not a {type(message).__name__}")
+    return message
+
+
+def _check(ok: object, message: str) -> None:
+    guard("TDN-T-ENC-01").check(ok, Reason.INVALID_REQUEST, message)

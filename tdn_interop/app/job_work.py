@@ -1,0 +1,199 @@
+"""What a party does for a job: decide, check the agreement, load, compute, deliver. Errors: TdnError."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from tdn_interop import identity
+from tdn_interop.algo import catalogue
+from tdn_interop.algo.handshake import Proposal
+from tdn_interop.algo.kernel import best_kernel
+from tdn_interop.algo.suites import SUITES
+from tdn_interop.algo.task import Task as AlgoTask
+from tdn_interop.app import agreement as agreements
+from tdn_interop.app import approval, flow, job_wire
+from tdn_interop.app.approval import Approve
+from tdn_interop.app.data import results
+from tdn_interop.app.data.keys import KeySet, load_keys
+from tdn_interop.app.data.results import Written
+from tdn_interop.app.data.table import CsvFormat
+from tdn_interop.app.driver import Driver, Place, Result
+from tdn_interop.app.evidence.statements import SALT_BYTES, commitment
+from tdn_interop.app.flow import FlowSpec
+from tdn_interop.app.mesh import Mesh
+from tdn_interop.app.resources import Resources, resource_commitment
+from tdn_interop.app.store.resources import ResourceRow
+from tdn_interop.app.terms import Agreement, InputOffer, Offer
+from tdn_interop.config import NodeConfig
+from tdn_interop.errors import ConfigError, Reason, Refused, guard
+from tdn_interop.identity import Signed
+from tdn_interop.transport.trust import now_ms
+
+# The portable kernel needs about 40 microseconds per item and ladder; two threads keep both cores busy.
+COMPUTE_THREADS = 2
+
+
+@dataclass
+class Part:
+    """The part of this node in one job, as it grows."""
+
+    job_id: str
+    flow: FlowSpec
+    coordinator: str
+    inputs: list[ResourceRow] = field(default_factory=list)
+    offer: Signed | None = None
+    agreement: Agreement | None = None
+    agreement_digest: bytes = b""
+    keys: KeySet | None = None
+    result: Result | None = None
+    written: Written | None = None
+    commitment: bytes = b""
+    hops: int = 0
+    facts: dict[str, str] = field(default_factory=dict)
+
+
+class Work:
+    """The work of a party, for every job of this node."""
+
+    def __init__(self, mesh: Mesh, resources: Resources) -> None:
+        self._mesh = mesh
+        self._resources = resources
+        self._config: NodeConfig = mesh.config
+        self._pool = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
+
+    def close(self) -> None:
+        """Wait for computations that still run."""
+        self._pool.shutdown(cancel_futures=True)
+
+    async def decide(self, part: Part) -> str:
+        """`rule` when this node approves by itself, "" when a human must decide. Errors: why it refuses."""
+        flow.only_task(part.flow)
+        decision = approval.decide(self._config.approval, part.flow, self._mesh.me, part.coordinator)
+        part.inputs = [await self._bound(entry) for entry in self._own_inputs(part)]
+        if self._mesh.me in flow.only_task(part.flow).receivers:
+            self._output(part)
+        return "rule" if isinstance(decision, Approve) else ""
+
+    def approve(self, part: Part, by: str) -> Signed:
+        """The signed offer of this node."""
+        inputs = tuple(InputOffer(row.id, resource_commitment(row)) for row in part.inputs)
+        digest = flow.flow_sha256(part.flow)
+        offer = Offer(part.job_id, digest, self._proposal(), inputs, now_ms(), by)
+        part.offer = self._mesh.standing.key.sign(identity.OFFER, job_wire.encode_offer(offer))
+        return part.offer
+
+    def check_agreement(self, part: Part, data: bytes, records: tuple[Signed, ...]) -> bytes:
+        """The digest of the agreement, if it is the right one. Errors: TRANSCRIPT_MISMATCH and others."""
+        assert part.offer is not None  # noqa: S101  the machine admits only what was approved
+        part.agreement = agreements.confirm(
+            data, records, part.job_id, part.flow, part.offer, self._mesh.trust.record
+        )
+        part.agreement_digest = agreements.digest(data)
+        return part.agreement_digest
+
+    async def load(self, part: Part) -> None:
+        """Read this node's keys. Errors: DIGEST_MISMATCH, EMPTY_SET, INPUT_INVALID, INVALID_ITEM."""
+        for entry, row in zip(self._own_inputs(part), part.inputs, strict=True):
+            form = CsvFormat(row.encoding, row.delimiter)
+            normalisation = flow.only_task(part.flow).normalisation
+            keys = await asyncio.to_thread(
+                load_keys, Path(row.path), form, entry.keys, normalisation, row.sha256
+            )
+            part.keys = keys
+            part.facts |= {
+                "rows": str(keys.rows), "distinct_keys": str(len(keys.items)),
+                "duplicate_rows": str(keys.duplicates), "empty_rows": str(keys.empties),
+            }  # fmt: skip
+
+    async def run(self, part: Part, epoch: int, on_progress: Callable[[int], None]) -> None:
+        """Run this node's machine against the others. Errors: those of the machine, the peers, the channels."""
+        assert part.agreement is not None  # noqa: S101  the machine starts only what was agreed
+        task = flow.only_task(part.flow)
+        roles = flow.roles(task)
+        role = roles[self._mesh.me]
+        kernel, _ = best_kernel(SUITES[part.agreement.choice.suite])
+        bound = AlgoTask(part.agreement_digest, epoch, kernel, os.urandom, self._config.max_items)
+        receivers = frozenset(roles[receiver] for receiver in task.receivers)
+        items = part.keys.items if part.keys else []
+        machine = catalogue.algorithm(part.agreement.choice.algorithm).machine(role, bound, items, receivers)
+        others = {name: node for node, name in roles.items() if node != self._mesh.me}
+        place = Place(topic(part.job_id, task.name, epoch), others, epoch)
+        part.result = await Driver(machine, place, self._mesh.channels, self._pool, on_progress).run()
+        part.hops = max((len(self._mesh.peers.paths.get(node, ())) for node in others.values()), default=0)
+        part.facts |= {name: str(count) for name, count in part.result.facts.items()}
+
+    async def deliver(self, part: Part) -> None:
+        """Write the result, if this node receives one. Errors: OUTPUT_EXISTS, DIGEST_MISMATCH and others."""
+        task = flow.only_task(part.flow)
+        if self._mesh.me not in task.receivers:
+            return
+        guard("TDN-A-SS-09").check(
+            part.result and part.result.output is not None,
+            Reason.INTERNAL,
+            "there is no result to deliver",
+            Refused,
+        )
+        part.written = await asyncio.to_thread(self._write, part)
+        salt = secrets.token_bytes(SALT_BYTES)
+        part.commitment = commitment(salt, bytes.fromhex(part.written.sha256))
+        part.facts |= {
+            "result_rows": str(part.written.rows), "result_file": str(part.written.path),
+            "result_sha256": part.written.sha256, "result_salt": salt.hex(),
+        }  # fmt: skip
+
+    def discard(self, part: Part) -> None:
+        """Remove what was put out and forget the data."""
+        if part.written:
+            part.written.path.unlink(missing_ok=True)
+            part.written = None
+        part.keys = part.result = None
+
+    def _write(self, part: Part) -> Written:
+        task, output, result = flow.only_task(part.flow), self._output(part), part.result
+        matched = result.output if result else ()
+        if part.keys:
+            row = part.inputs[0]
+            positions = [m for m in matched or () if isinstance(m, int)]
+            form = CsvFormat(row.encoding, row.delimiter)
+            return results.write_rows(output, Path(row.path), form, row.sha256, part.keys, positions)
+        items = [m for m in matched or () if isinstance(m, bytes)]
+        return results.write_keys(output, task.inputs[0].keys, items)
+
+    def _output(self, part: Part) -> Path:
+        named = flow.only_task(part.flow).output.path or f"{part.job_id}.csv"
+        return results.place(self._config.results, named, own=part.coordinator == self._mesh.me)
+
+    def _own_inputs(self, part: Part) -> list[flow.Input]:
+        return [entry for entry in flow.only_task(part.flow).inputs if entry.party == self._mesh.me]
+
+    async def _bound(self, entry: flow.Input) -> ResourceRow:
+        row = await self._resources.find(entry.resource)
+        missing = [key for key in entry.keys if key not in row.columns]
+        guard("TDN-F-RES-05").check(
+            not missing, Reason.INPUT_INVALID, f"{row.id} has no column {', '.join(missing)}", ConfigError
+        )
+        closed = [key for key in entry.keys if key not in row.keys]
+        guard("TDN-F-CTR-02").check(
+            not closed, Reason.POLICY_DENIED, f"{row.id} does not offer {', '.join(closed)} as a key", Refused
+        )
+        return row
+
+    def _proposal(self) -> Proposal:
+        """Everything this product has, less what the configuration takes away."""
+        full = catalogue.offer(self._mesh.me)
+        if self._config.suites is None:
+            return full
+        allowed = self._config.suites
+        served = (replace(a, suites=tuple(s for s in allowed if s in a.suites)) for a in full.algorithms)
+        return replace(full, algorithms=tuple(served))
+
+
+def topic(job_id: str, task: str, epoch: int) -> str:
+    """The channel topic of a task's run."""
+    return f"task/{job_id}/{task}/{epoch}"

@@ -1,0 +1,352 @@
+"""The communication side of a node, assembled: front, link, tunnels, channels, services of its role."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from ssl import SSLContext
+from typing import Any
+
+import sqlalchemy as sa
+import structlog
+from cryptography import x509
+
+from tdn_interop import config as configuration
+from tdn_interop import ids
+from tdn_interop._pb.tdn.app.v1 import evidence_pb2_grpc
+from tdn_interop._pb.tdn.transport.v1 import (
+    channel_service_pb2_grpc,
+    enrolment_service_pb2_grpc,
+    routing_service_pb2_grpc,
+)
+from tdn_interop.app.anchoring import Anchoring, EvidenceServicer
+from tdn_interop.app.evidence import wire as evidence_wire
+from tdn_interop.app.evidence.log import EvidenceLog
+from tdn_interop.app.evidence.statements import digest
+from tdn_interop.app.register import Register
+from tdn_interop.app.standing import Standing
+from tdn_interop.app.store import members, receipts
+from tdn_interop.app.store.engine import Store
+from tdn_interop.app.store.receipts import ReceiptRow
+from tdn_interop.app.telemetry import Metrics
+from tdn_interop.config import NodeConfig
+from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, guard
+from tdn_interop.identity import RECEIPT, ROUTE, Signed, fingerprint, verify
+from tdn_interop.transport import pki, records_wire, tls
+from tdn_interop.transport.channel import ChannelEvent
+from tdn_interop.transport.channel_service import ChannelServicer, Peers
+from tdn_interop.transport.channels import Channels
+from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorser, EnrolmentServicer
+from tdn_interop.transport.frame import Limits
+from tdn_interop.transport.interceptors import ServerCalls, standard_layers
+from tdn_interop.transport.link import Link
+from tdn_interop.transport.records_wire import NodeRecord, Receipt, Route, Token
+from tdn_interop.transport.relay import HOP_LIMIT, Tunnels
+from tdn_interop.transport.relay_service import RelayServicer
+from tdn_interop.transport.routing_service import Routing, RoutingServicer
+from tdn_interop.transport.server import Server
+from tdn_interop.transport.trust import Trust, now_ms
+
+_log = structlog.get_logger("tdn.mesh")
+PING, PONG = "ping", "pong"
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a ping."""
+
+    round_trip_ms: float
+    hops: tuple[str, ...]
+    identity_sha256: str
+
+
+class Mesh:
+    """Everything of a node that other nodes meet.
+
+    `on_channel` hears of sessions that open and end; `admits(peer, topic)` says which messages are served.
+    """
+
+    def __init__(
+        self, config: NodeConfig, standing: Standing, store: Store, log: EvidenceLog, metrics: Metrics
+    ) -> None:
+        self.config, self.me, self.standing = config, config.id, standing
+        self.register = Register(store, log)
+        self.on_channel: Callable[[ChannelEvent], None] = lambda _event: None
+        self.admits: Callable[[str, str], bool] = lambda _peer, _topic: False
+        self._store, self._evidence, self._metrics = store, log, metrics
+        self._pins: dict[str, bytes] = {}
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._pinging: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._folder = configuration.runtime_dir(config.dir)
+        place = standing.membership
+        self.trust = Trust(place.top, place.top_identity_key, self._pin)
+        self.link = (
+            Link(place.parent, place.parent_link, self._client_context, self._folder)
+            if place.parent
+            else None
+        )
+        self.server = Server(
+            lambda: tls.server_context(standing.files),
+            self._folder,
+            "peers",
+            self.refused,
+            [self._calls("peers")],
+        )
+        self.tunnels = Tunnels(standing.key, place.parent, self.link, self.server.front, self._gave_receipt)
+        self.peers = Peers(
+            self.tunnels,
+            config.direct,
+            self._client_context,
+            self._folder,
+            self.trust.verify,
+            config.timeouts.dial_s,
+        )
+        credentials = standing.credentials()
+        self.channels = Channels(
+            self.me, lambda: credentials, lambda _peer, _credentials: None, self.peers.connect,
+            Limits(idle_ms=int(config.timeouts.idle_s * 1000)),
+            admits=lambda peer, topic: topic in {PING, PONG} or self.admits(peer, topic), on_event=self._noted,
+        )  # fmt: skip
+        self.anchoring = Anchoring(log, place.record, self.link)
+        self.routing = Routing(
+            standing.key,
+            place.parent,
+            place.record,
+            self.register.record,
+            self.link.resolve if self.link else None,
+        )
+        self.enrolment: Server | None = None
+
+    async def start(self) -> None:
+        """Serve and link. Errors: CONFIG_INVALID when an address cannot be bound."""
+        await self.register.load()
+        self._pins = await self._store.run(members.pins)
+        self._add_services()
+        await self.server.start(self.config.listen)
+        if self.config.role != "child" and self.config.enrolment:
+            self.enrolment = self._enrolment_server()
+            await self.enrolment.start(self.config.enrolment)
+        if self.link:
+            self.link.on_opening = self.tunnels.from_above
+            self.link.on_receipts = self._got_receipts
+            self.link.on_state = self._linked
+            await self.link.start()
+        self.spawn(self._answer_pings())
+
+    async def close(self) -> None:
+        """Say goodbye to everybody and stop."""
+        await self.channels.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.tunnels.close()
+        if self.link:
+            await self.link.close()
+        for server in (self.enrolment, self.server):
+            if server:
+                await server.close()
+
+    def spawn(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run in the background until the node closes; what it raises is a defect and is logged."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def refused(self, error: TdnError) -> None:
+        """Count and log a refusal: the victim's record of what was tried."""
+        self._metrics.refused(error)
+        _log.warning(
+            "refused", reason=error.reason.name, requirement=error.requirement, message=error.message,
+            metadata=error.metadata,
+        )  # fmt: skip
+
+    def key_of(self, node: str) -> bytes:
+        """The pinned identity key of a node; empty when we have never met it."""
+        return self.standing.key.public_key if node == self.me else self._pins.get(node, b"")
+
+    async def note(
+        self, kind: str, subject: str, facts: dict[str, str], statement_sha256: bytes = b""
+    ) -> int:
+        """Append an event to the evidence log; its index."""
+        return await self._evidence.append(kind, subject, facts, statement_sha256)
+
+    async def log_size(self) -> int:
+        """Number of leaves in the evidence log."""
+        return evidence_wire.decode_tree_head((await self._evidence.head()).statement).size
+
+    async def resolve(self, name: str) -> tuple[Route, NodeRecord]:
+        """Route and record of a node. Errors: NO_ROUTE and why the parent cannot be asked."""
+        if self.link is None:
+            signed, record = await self.routing.resolve(self.me, name, HOP_LIMIT)
+            return records_wire.decode_route(signed.statement), self.trust.record(record)
+        signed, record = await self.link.resolve(name, HOP_LIMIT)
+        good = verify(ROUTE, signed, self._parent_key())
+        guard("TDN-T-RTE-05").check(good, Reason.SIGNATURE_INVALID, "the route is not signed by our parent")
+        route, found = records_wire.decode_route(signed.statement), self.trust.record(record)
+        guard("TDN-T-RTE-05").check(
+            route.destination == found.node_id,
+            Reason.IDENTITY_MISMATCH,
+            "route and record name different nodes",
+        )
+        return route, found
+
+    async def ping(self, node: str, timeout_s: float) -> Pong:
+        """Measure one message there and back on an open channel. Errors: why there is no channel, DEADLINE."""
+        async with self._pinging[node]:
+            await self.channels.open(node, timeout_s)
+            nonce = os.urandom(16)
+            begin = time.monotonic()
+            await self.channels.send(node, PING, nonce, timeout_s)
+            while (await self.channels.receive(PONG, node, timeout_s))[1] != nonce:
+                continue  # the answer to a ping that was given up
+            spent_ms = (time.monotonic() - begin) * 1000
+            return Pong(spent_ms, self.peers.paths.get(node, ()), fingerprint(self.key_of(node)))
+
+    async def invite(self, node: str, role: str, valid_s: int) -> str:
+        """A token for a new member. Errors: UNSUPPORTED at a child, POLICY_DENIED for a node not directly below."""
+        config, place = self.config, self.standing.membership
+        guard("TDN-T-IDN-07").check(
+            config.enrolment and config.listen, Reason.UNSUPPORTED, f"{self.me} enrols nobody", Refused
+        )
+        fits = ids.parent(node) == self.me and (role == "child" or (role == "hub" and config.role == "top"))
+        guard("TDN-T-IDN-07").check(
+            fits, Reason.POLICY_DENIED, f"{self.me} cannot enrol {node} as {role}", Refused
+        )
+        secret, ends = await self.register.invite(node, role, valid_s)
+        root = x509.load_pem_x509_certificate(self.standing.files.root.read_bytes())
+        return records_wire.encode_token(Token(
+            config.enrolment or "", config.listen or "", self.me, node, role, secret, pki.sha256(root), place.top,
+            place.top_identity_key, ends,
+        ))  # fmt: skip
+
+    # -- assembling ----------------------------------------------------------------------------
+
+    def _client_context(self) -> SSLContext:
+        return tls.client_context(self.standing.files)
+
+    def _calls(self, which: str) -> ServerCalls:
+        def node_of(peer: str) -> str:
+            return self.server.node_of(peer) if which == "peers" else "not enrolled yet"
+
+        return ServerCalls(*standard_layers(self._metrics.rpc_server, node_of, self.refused))
+
+    def _add_services(self) -> None:
+        grpc, front, node_of = self.server.grpc, self.server.front, self.server.node_of
+        channel_service_pb2_grpc.add_ChannelServiceServicer_to_server(
+            ChannelServicer(self.channels, front, self.trust.verify), grpc
+        )
+        if self.config.role == "child":
+            return
+        grpc.add_generic_rpc_handlers((RelayServicer(self.tunnels, front, self.register.known).handler(),))
+        routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(
+            RoutingServicer(self.routing, node_of), grpc
+        )
+        evidence_pb2_grpc.add_EvidenceServiceServicer_to_server(
+            EvidenceServicer(self.anchoring, self.register, self.standing.membership.record, node_of), grpc
+        )
+        if self.config.role == "top":
+            endorser = Endorser(self.standing.key, self.register)
+            enrolment_service_pb2_grpc.add_EndorsementServiceServicer_to_server(
+                EndorsementServicer(endorser, self.register.known, node_of), grpc
+            )
+
+    def _enrolment_server(self) -> Server:
+        files, config = self.standing.files, self.config
+        server = Server(
+            lambda: tls.server_context(files, mutual=False),
+            self._folder,
+            "enrol",
+            self.refused,
+            [self._calls("enrol")],
+        )
+        endorse = self.link.endorse if self.link else Endorser(self.standing.key, self.register).endorse
+        authority = pki.load_authority(config.file("ca.pem"), config.file("ca.key"))
+        root = x509.load_pem_x509_certificate(files.root.read_bytes())
+        servicer = EnrolmentServicer(
+            self.me,
+            config.role,
+            authority,
+            pki.der(root),
+            self.standing.membership.record,
+            self.register,
+            endorse,
+        )
+        enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server.grpc)
+        return server
+
+    # -- what happens --------------------------------------------------------------------------
+
+    def _pin(self, node: str, key: bytes) -> bytes:
+        """Trust on first proof: the first key that the top vouched for stays."""
+        if node not in self._pins:
+            self._pins[node] = key
+            self.spawn(self._store.run(lambda c: members.pin(c, node, key, now_ms())))
+        return self._pins[node]
+
+    def _parent_key(self) -> bytes:
+        record = self.standing.membership.parent_record
+        return self.trust.record(record).identity_key if record else b""
+
+    async def _answer_pings(self) -> None:
+        while True:
+            peer, nonce = await self.channels.receive(PING)
+            self.spawn(self._pong(peer, nonce))
+
+    async def _pong(self, peer: str, nonce: bytes) -> None:
+        try:
+            await self.channels.send(peer, PONG, nonce[:64], self.config.timeouts.dial_s)
+        except TdnError as error:
+            _log.info("pong lost", peer=peer, reason=error.reason.name)
+
+    async def _gave_receipt(self, signed: Signed) -> None:
+        await self._keep_receipt(signed, "relay.receipt.given")
+
+    async def _got_receipts(self, found: list[Signed]) -> None:
+        for signed in found:
+            good = verify(RECEIPT, signed, self._parent_key())
+            guard("TDN-T-RTE-08").check(
+                good, Reason.SIGNATURE_INVALID, "a receipt is not signed by our parent", PeerProtocolError
+            )
+            await self._keep_receipt(signed, "relay.receipt.got")
+
+    async def _keep_receipt(self, signed: Signed, kind: str) -> None:
+        receipt: Receipt = records_wire.decode_receipt(signed.statement)
+        row = ReceiptRow(receipt.tunnel_id, receipt.relay, records_wire.encode_signed(signed))
+
+        def write(connection: sa.Connection) -> None:
+            receipts.put(connection, row)
+            facts = {"relay": receipt.relay, "bytes": str(receipt.forward_bytes + receipt.backward_bytes)}
+            self._evidence.append_in(connection, kind, receipt.tunnel_id.hex(), facts, digest(signed))
+
+        await self._store.run(write)
+
+    def _linked(self, up: bool, why: TdnError | None) -> None:
+        if up:
+            _log.info("linked", parent=self.link.parent if self.link else "")
+        elif why:
+            _log.warning("link lost", reason=why.reason.name, message=why.message)
+
+    def _noted(self, event: ChannelEvent) -> None:
+        metrics = self._metrics
+        match event.kind:
+            case "sent" | "received":
+                metrics.frame_bytes.labels(event.kind).inc(event.size_bytes)
+                return
+            case "opened":
+                metrics.session_open.inc()
+            case "resumed":
+                metrics.session_resumed.inc()
+            case "closed" | "failed":
+                metrics.session_open.dec()
+                metrics.session_ended.labels(event.reason or "GOODBYE").inc()
+        _log.info("session", event_kind=event.kind, peer=event.peer, reason=event.reason)
+        self.on_channel(event)
+
+    def _ended(self, task: asyncio.Task[object]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            _log.error("background work failed", exc_info=task.exception())

@@ -1,0 +1,122 @@
+"""Composition root: configuration in, a running node, a clean stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import TextIO
+
+import grpc.aio
+import structlog
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tdn_interop import config as configuration
+from tdn_interop._pb.tdn.app.v1 import control_service_pb2, control_service_pb2_grpc
+from tdn_interop.app.control_service import ControlServicer
+from tdn_interop.app.evidence.log import EvidenceLog
+from tdn_interop.app.jobs import Jobs
+from tdn_interop.app.mesh import Mesh
+from tdn_interop.app.resources import Resources
+from tdn_interop.app.standing import Standing
+from tdn_interop.app.store.engine import Store
+from tdn_interop.app.telemetry import Metrics, context
+from tdn_interop.app.transfer import Transfers
+from tdn_interop.config import NodeConfig
+from tdn_interop.errors import ConfigError, Reason, guard
+from tdn_interop.transport.interceptors import ServerCalls, standard_layers
+
+_log = structlog.get_logger("tdn.node")
+STOP_S = 2.0
+
+
+class Node:
+    """One running node."""
+
+    def __init__(
+        self, config: NodeConfig, mesh: Mesh, jobs: Jobs, resources: Resources, transfers: Transfers
+    ) -> None:
+        self.config = config
+        self.mesh = mesh
+        self.jobs = jobs
+        self.resources = resources
+        self.transfers = transfers
+        self.started = time.monotonic()
+
+
+@contextlib.asynccontextmanager
+async def running(config: NodeConfig) -> AsyncIterator[Node]:
+    """A node that serves within the block.
+
+    Errors: CONFIG_INVALID, NOT_ENROLLED, STORE_UNAVAILABLE, EVIDENCE_BROKEN; nothing is left behind.
+    """
+    metrics = Metrics()
+    with _locked(config), metrics.served(config.metrics), context(node=config.id):
+        standing = Standing.load(config)
+        store = Store.open(config.database_url)
+        try:
+            log = await EvidenceLog.open(store, standing.key)
+            mesh = Mesh(config, standing, store, log, metrics)
+            resources = Resources(config.id, store, log)
+            jobs = Jobs(mesh, store, log, resources, metrics)
+            node = Node(config, mesh, jobs, resources, Transfers(mesh.channels))
+            async with contextlib.AsyncExitStack() as stack:
+                stack.push_async_callback(mesh.close)
+                await mesh.start()
+                stack.push_async_callback(jobs.close)
+                await jobs.start()
+                control = await _control(node, metrics)
+                stack.push_async_callback(control.stop, STOP_S)
+                yield node
+        finally:
+            store.close()
+
+
+async def run_node(config: NodeConfig) -> None:
+    """Run until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with running(config):
+        _log.info("running", node=config.id, role=config.role, listen=config.listen or "")
+        await stop.wait()
+    _log.info("stopped", node=config.id)
+
+
+async def _control(node: Node, metrics: Metrics) -> grpc.aio.Server:
+    """The owner's socket: control, health, reflection, channelz."""
+    target = configuration.control_socket(node.config)
+    layers = standard_layers(metrics.rpc_server, lambda _peer: "owner", node.mesh.refused)
+    server = grpc.aio.server(interceptors=[ServerCalls(*layers)])
+    control_service_pb2_grpc.add_NodeControlServiceServicer_to_server(ControlServicer(node), server)
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
+    channelz.add_channelz_servicer(server)
+    name = control_service_pb2.DESCRIPTOR.services_by_name["NodeControlService"].full_name
+    reflection.enable_server_reflection((name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    path = configuration.runtime_dir(node.config.dir) / "control.sock"
+    path.unlink(missing_ok=True)
+    server.add_insecure_port(target)
+    await server.start()
+    path.chmod(0o600)
+    return server
+
+
+@contextlib.contextmanager
+def _locked(config: NodeConfig) -> Iterator[TextIO]:
+    """One process per folder; a killed process leaves no lock behind."""
+    with config.file("node.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            guard("TDN-X-LAB-05").refuse(
+                Reason.CONFIG_INVALID, f"another process runs the node in {config.dir}", ConfigError
+            )
+        yield file

@@ -1,0 +1,151 @@
+"""Making a node: its folder, its identity key, its configuration; then its place in the mesh."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from tdn_interop import identity, ids
+from tdn_interop.config import NodeConfig, runtime_dir, split_address
+from tdn_interop.errors import ConfigError, Reason, guard
+from tdn_interop.identity import Identity, write_secret
+from tdn_interop.transport import pki, records_wire
+from tdn_interop.transport.enrolment_client import Enrolled, enrol
+from tdn_interop.transport.records_wire import NodeRecord
+from tdn_interop.transport.trust import Membership, now_ms
+
+_TEMPLATE = """\
+# A node of the TDN mesh. Every key can also be given as an environment variable, for example
+# TDN_LISTEN or TDN_APPROVAL__MODE. `tdn node check` shows what the node would do.
+
+# Node id, read right to left: this node lives below {above}.
+id = {id}
+# child, hub or top.
+role = {role}
+
+# Where other nodes connect, host:port. A child needs none: its hub reaches it through the link it keeps.
+{listen}
+# Where new members enrol, host:port. Only at hubs and tops.
+{enrolment}
+# Where Prometheus may read /metrics, host:port. Off unless given.
+# metrics = "127.0.0.1:9464"
+# Log file; standard error unless given.
+# log = "node.log"
+# SQLAlchemy URL of the store; a SQLite file in this folder unless given.
+# database = "postgresql+psycopg://..."
+# Suites this node serves, best first; all unless given.
+# suites = ["x25519-sha256-ell2"]
+# Largest set this node takes part with.
+# max_items = 2000000
+
+# Nodes that can be dialled without a hub.
+# [direct]
+# "bank-b.zhejiang.cn" = "10.0.0.7:7000"
+
+# Who decides on the jobs that others propose: a human (mode = "manual", then `tdn job approve`) or rules
+# (mode = "rules"). A rule approves when each of its conditions holds; what no rule approves is refused.
+[approval]
+mode = "manual"
+# [[approval.rules]]
+# initiators = ["regulator.cn"]
+# algorithms = ["psi.ecdh-external/1"]
+# receivers = ["regulator.cn"]
+# resources = ["loans"]
+# keys = ["id_number"]
+
+[timeouts]
+dial_s = 10
+idle_s = 120
+"""
+
+
+def init_node(
+    directory: Path, node: str, role: str, *, listen: str | None = None, enrolment: str | None = None
+) -> Path:
+    """Make the folder of a node; its configuration file.
+
+    A top makes its root here, signs its own record and is a member at once. Errors: ALREADY_EXISTS,
+    CONFIG_INVALID; nothing is left behind.
+    """
+    _check(node, role, listen, enrolment)
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = directory / "node.toml"
+    guard("TDN-X-LAB-05").check(
+        not file.exists(), Reason.ALREADY_EXISTS, f"{file} exists; a node is never overwritten", ConfigError
+    )
+    key = Identity.create(node, directory / "identity.key")
+    if role == "top":
+        _found(directory, key, listen or "")
+    text = _TEMPLATE.format(
+        above=ids.parent(node) or "nobody", id=json.dumps(node), role=json.dumps(role),
+        listen=_line("listen", listen), enrolment=_line("enrolment", enrolment),
+    )  # fmt: skip
+    file.write_text(text)
+    return file
+
+
+async def join(config: NodeConfig, token_text: str) -> None:
+    """Spend a token and keep what comes of it: certificates, keys, membership.
+
+    Errors: TOKEN_INVALID when the token is for another node, and those of `enrol`.
+    """
+    token = records_wire.decode_token(token_text)
+    fits = token.node_id == config.id and token.role == config.role
+    guard("TDN-T-IDN-07").check(
+        fits, Reason.TOKEN_INVALID, f"the token is for {token.node_id} as {token.role}, this is {config.id} as {config.role}",
+        ConfigError,
+    )  # fmt: skip
+    key = Identity.load(config.id, config.file("identity.key"))
+    enrolled = await enrol(token, key, config.role, runtime_dir(config.dir))
+    _keep(config.dir, enrolled)
+
+
+def _check(node: str, role: str, listen: str | None, enrolment: str | None) -> None:
+    ids.node_id(node)
+    above = ids.parent(node)
+    guard("TDN-X-LAB-05").check(
+        (role == "top") == (above == ""), Reason.CONFIG_INVALID,
+        f"{node} cannot be a {role}: a top has one label, every other node has its parent's name after the first dot",
+        ConfigError,
+    )  # fmt: skip
+    for address in (listen, enrolment):
+        if address:
+            split_address(address)
+    guard("TDN-X-LAB-05").check(
+        role == "child" or (listen and enrolment), Reason.CONFIG_INVALID,
+        f"a {role} needs --listen and --enrolment", ConfigError,
+    )  # fmt: skip
+
+
+def _line(name: str, value: str | None) -> str:
+    return f"{name} = {json.dumps(value)}" if value else f'# {name} = "127.0.0.1:7000"'
+
+
+def _found(directory: Path, key: Identity, listen: str) -> None:
+    """A top is its own root, issuer and first member."""
+    root = pki.create_root(key.node)
+    tls_key = pki.new_key()
+    leaf = pki.issue_leaf(root, key.node, tls_key.public_key(), pki.ROOT_LIFE)
+    record = NodeRecord(key.node, "top", key.public_key, "", now_ms())
+    signed = key.sign(identity.NODE_RECORD, records_wire.encode_record(record))
+    membership = Membership(key.node, key.public_key, "", listen, signed, None)
+    _keep(directory, Enrolled(root.certificate, [leaf], tls_key, root, membership))
+
+
+def _keep(directory: Path, enrolled: Enrolled) -> None:
+    """Write everything under new names first, the membership last: it makes the rest count."""
+    secrets = {"tls.key": enrolled.tls_key}
+    public = {"root.pem": pki.pem(enrolled.root), "tls.pem": pki.pem(*enrolled.chain)}
+    if enrolled.authority:
+        secrets["ca.key"] = enrolled.authority.key
+        public["ca.pem"] = pki.pem(enrolled.authority.certificate)
+    for name, private in secrets.items():
+        fresh = directory / f"{name}.new"
+        fresh.unlink(missing_ok=True)
+        write_secret(fresh, pki.key_pem(private))
+    for name, content in public.items():
+        (directory / f"{name}.new").write_bytes(content)
+    for name in (*secrets, *public):
+        os.replace(directory / f"{name}.new", directory / name)  # noqa: PTH105  atomic by definition
+    enrolled.membership.save(directory / "membership.json")

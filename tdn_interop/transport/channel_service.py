@@ -1,0 +1,168 @@
+"""ChannelService on the wire: frames over one gRPC call, on both sides of a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from ssl import SSLContext
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from tdn_interop import config
+from tdn_interop._pb.tdn.transport.v1 import channel_service_pb2_grpc
+from tdn_interop.errors import Reason, guard
+from tdn_interop.identity import Credentials
+from tdn_interop.transport import status, wire
+from tdn_interop.transport.channel import ConnectionLost
+from tdn_interop.transport.channels import Channels
+from tdn_interop.transport.dial import Dialled
+from tdn_interop.transport.frame import Frame, Hello
+from tdn_interop.transport.front import Front, connect_tcp
+from tdn_interop.transport.pki import PeerCertificate
+from tdn_interop.transport.relay import Tunnels
+
+Verify = Callable[[PeerCertificate, Credentials], object]
+Write = Callable[[Any], Awaitable[None]]
+
+
+class ServerFrames:
+    """A `FrameStream` over a call that a peer opened at us; the call ends when the handler returns."""
+
+    def __init__(
+        self, context: grpc.aio.ServicerContext[Any, Any], certificate: PeerCertificate, verify: Verify
+    ) -> None:
+        self._context = context
+        self._certificate = certificate
+        self._verify = verify
+
+    async def send(self, frame: Frame) -> None:
+        """Write a response."""
+        with _lost(self._certificate.node):
+            await self._context.write(wire.encode_response(frame))
+
+    async def receive(self) -> Frame:
+        """Read a request."""
+        with _lost(self._certificate.node):
+            message = await self._context.read()
+        frame = _decoded(message, self._certificate.node)
+        if isinstance(frame, Hello):
+            self._verify(self._certificate, frame.credentials)
+        return frame
+
+    async def close(self) -> None:
+        """Nothing to do: the handler returns."""
+
+
+class ClientFrames:
+    """A `FrameStream` over a call that we opened at `dialled`."""
+
+    def __init__(self, dialled: Dialled, verify: Verify) -> None:
+        self._dialled = dialled
+        self._verify = verify
+        self._call = channel_service_pb2_grpc.ChannelServiceStub(dialled.channel).Exchange()
+
+    async def send(self, frame: Frame) -> None:
+        """Write a request."""
+        with _lost(self._dialled.node, self._dialled):
+            await self._call.write(wire.encode_request(frame))
+
+    async def receive(self) -> Frame:
+        """Read a response."""
+        with _lost(self._dialled.node, self._dialled):
+            message = await self._call.read()
+        frame = _decoded(message, self._dialled.node)
+        if isinstance(frame, Hello):
+            certificate = self._dialled.peer
+            assert certificate is not None  # noqa: S101  a frame came, so TLS stands
+            self._verify(certificate, frame.credentials)
+        return frame
+
+    async def close(self) -> None:
+        """End the call and its connection."""
+        with contextlib.suppress(
+            grpc.aio.AioRpcError, asyncio.InvalidStateError
+        ):  # it may have ended already
+            await self._call.done_writing()
+        await self._dialled.close()
+
+
+def _decoded(message: Any, node: str) -> Frame:
+    if message is grpc.aio.EOF:
+        guard("TDN-T-ENC-03").refuse(Reason.UNREACHABLE, f"{node} ended the connection", ConnectionLost)
+    return wire.decode(message.frame)
+
+
+@contextlib.contextmanager
+def _lost(node: str, dialled: Dialled | None = None) -> Any:
+    """What gRPC raises when a connection breaks, as ConnectionLost or as the reason of the refusal."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        why = dialled.reason(error) if dialled else None
+        if why is None and status.has_reason(error):
+            why = status.from_rpc_error(error)
+        if why is not None:
+            raise why from error
+        words = f"{node}: {error.code().name}"
+    except (grpc.aio.UsageError, asyncio.InvalidStateError, OSError) as error:
+        words = f"{node}: {type(error).__name__}"
+    else:
+        return
+    guard("TDN-T-ENC-03").refuse(Reason.UNREACHABLE, f"the connection to {words} broke", ConnectionLost)
+
+
+class ChannelServicer(channel_service_pb2_grpc.ChannelServiceServicer):
+    """Serves Exchange for any node of the mesh; who it is, its certificate and its identity key decide."""
+
+    def __init__(self, channels: Channels, front: Front, verify: Verify) -> None:
+        self._channels = channels
+        self._front = front
+        self._verify = verify
+
+    # grpc.aio also takes a coroutine that calls context.write; the stubs know only generators.
+    async def Exchange(  # type: ignore[override]  # noqa: N802
+        self, request_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> None:
+        """See the proto."""
+        del request_iterator
+        certificate = self._front.peer(context.peer())
+        try:
+            await self._channels.accept(ServerFrames(context, certificate, self._verify), certificate.node)
+        except ConnectionLost:
+            return
+
+
+class Peers:
+    """Dials other nodes, directly where the configuration says so, otherwise through the parent."""
+
+    def __init__(
+        self, tunnels: Tunnels, direct: dict[str, str], context: Callable[[], SSLContext], folder: Path, verify: Verify,
+        timeout_s: float,
+    ) -> None:  # fmt: skip
+        self._tunnels = tunnels
+        self._direct = direct
+        self._context = context
+        self._folder = folder
+        self._verify = verify
+        self._timeout_s = timeout_s
+        self.paths: dict[str, tuple[str, ...]] = {}
+
+    async def connect(self, node: str) -> ClientFrames:
+        """A new connection to `node`. Errors: NO_ROUTE, UNREACHABLE, DEADLINE, and those of TLS."""
+
+        async def over_tcp() -> Any:
+            host, port = config.split_address(self._direct[node])
+            self.paths[node] = ()
+            return await connect_tcp(host, port, self._timeout_s)
+
+        async def over_relays() -> Any:
+            stream, self.paths[node] = await self._tunnels.dial(node, self._timeout_s)
+            return stream
+
+        opener = over_tcp if node in self._direct else over_relays
+        dialled = await Dialled(node, opener, self._context, self._folder).start()
+        return ClientFrames(dialled, self._verify)
