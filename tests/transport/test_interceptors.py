@@ -42,6 +42,7 @@ class Handlers:
 
     def __init__(self):
         self.hanging = asyncio.Event()
+        self.closed = asyncio.Event()
 
     async def unary(self, request, context):
         return await act(request, context, self.hanging)
@@ -58,6 +59,13 @@ class Handlers:
             yield await act(request, context, self.hanging)
             yield request
 
+    async def endless(self, request, context):
+        try:
+            while True:
+                yield bytes(1 << 20)
+        finally:
+            self.closed.set()
+
     async def written(self, requests, context):  # the style that calls read and write
         while (request := await context.read()) is not grpc.aio.EOF:
             await context.write(await act(request, context, self.hanging))
@@ -71,6 +79,7 @@ def handlers(own: Handlers) -> grpc.GenericRpcHandler:
             SERVER: grpc.unary_stream_rpc_method_handler(own.server_stream),
             CLIENT: grpc.stream_unary_rpc_method_handler(own.client_stream),
             BIDI: grpc.stream_stream_rpc_method_handler(own.bidi),
+            "Endless": grpc.unary_stream_rpc_method_handler(own.endless),
             "Written": grpc.stream_stream_rpc_method_handler(own.written),
         },
     )
@@ -292,6 +301,14 @@ async def test_a_cancelled_call_is_counted_as_cancelled(lab, lines):
     call.cancel()
     assert (await lines.audit())["code"] == "CANCELLED"
     assert lab.sample("handled_total", UNARY, grpc_code="Canceled") == 1
+
+
+async def test_a_stream_that_nobody_reads_any_more_ends_as_cancelled(lab, lines):
+    call = lab.channel.unary_stream("/t.Echo/Endless")(b"", timeout=60)
+    assert await call.read() == bytes(1 << 20)
+    call.cancel()
+    assert (await lines.audit())["code"] == "CANCELLED"
+    assert await lab.own.closed.wait()
 
 
 async def refusal(lab, kind, request, timeout):
