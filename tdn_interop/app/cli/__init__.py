@@ -7,7 +7,6 @@ here import nothing slow; what a command alone needs, it imports itself.
 from __future__ import annotations
 
 import sys
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,6 +17,8 @@ from tdn_interop.app.cli import adapters, channels, enrolment, evidence, jobs, n
 from tdn_interop.app.cli.invocation import Invocation, invocation
 from tdn_interop.app.cli.options import Options, in_front
 from tdn_interop.errors import LocalProtocolError, Reason, TdnError
+
+INTERRUPTED = 130  # what a shell reports after SIGINT
 
 _GROUPS = {
     "node": nodes.app,
@@ -72,13 +73,9 @@ def run(arguments: Sequence[str]) -> int:
     except TdnError as error:
         return _report(tdn, error)
     except Exception as error:  # noqa: BLE001  the boundary: whatever it is, the user gets one clear message
-        correlation = uuid.uuid4().hex
-        words = f"{type(error).__name__}, correlation id {correlation}"
-        return _report(tdn, LocalProtocolError(Reason.INTERNAL, words, correlation=correlation))
+        words = f"{type(error).__name__}; run the command again with -v to see where"
+        return _report(tdn, LocalProtocolError(Reason.INTERNAL, words))
     return 0
-
-
-INTERRUPTED = 130  # what a shell reports after SIGINT
 
 
 def _report(tdn: Invocation, error: TdnError) -> int:
