@@ -93,6 +93,10 @@ def test_a_file_that_is_not_as_declared_is_refused_in_one_sentence(csv_file, con
     assert says in error.message
 
 
+def test_a_column_name_may_hold_another_delimiter(csv_file):
+    assert read(csv_file("a;b,c|d\n1,2\n")) == (("a;b", "c|d"), [["1", "2"]])
+
+
 def test_the_longest_row_that_is_allowed_is_read(csv_file):
     fields = ["x" * 100_000] * 10
     path = csv_file(",".join(f"c{i}" for i in range(10)) + "\n" + (",".join(fields) + "\n") * 3)
