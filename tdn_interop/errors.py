@@ -64,7 +64,7 @@ class Unavailable(TdnError):
     """Unreachable, out of time, or drained."""
 
 
-_REQUIREMENT = re.compile(r"TDN-[TAFX]-[A-Z]{3}-\d\d\Z")
+_REQUIREMENT = re.compile(r"TDN-[TAFX]-[A-Z]{2,3}-\d\d\Z")
 _off: frozenset[str] = frozenset()
 
 

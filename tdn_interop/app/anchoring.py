@@ -11,7 +11,7 @@ from tdn_interop._pb.tdn.app.v1 import evidence_pb2, evidence_pb2_grpc
 from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.anchor import take_head
 from tdn_interop.app.evidence.log import EvidenceLog
-from tdn_interop.app.evidence.statements import Attestation, Inclusion
+from tdn_interop.app.evidence.statements import AnchorOffer, Attestation, Inclusion
 from tdn_interop.app.register import Register
 from tdn_interop.errors import Reason, Refused, TdnError, guard
 from tdn_interop.identity import Signed
@@ -33,23 +33,33 @@ class Anchoring:
     async def attest(self, index: int) -> Attestation:
         """The event at `index` with the way from our log to the top's. Errors: those of the parents."""
         event = await self.log.event(index)
-        here = await self.log.inclusion(index)
-        links, records = await self.upwards(here.head)
+        async with self._one:
+            here = await self.log.inclusion(index)
+            links, records = await self._upwards(here.head)
         return Attestation(event, (here, *links), (self._record, *records))
 
-    async def upwards(self, head: Signed) -> Chain:
-        """The places of `head` in the logs above, and the records of their nodes. Nothing above a top."""
+    async def take(self, caller: str, offer: AnchorOffer) -> Chain:
+        """Take the head of a member into our log and forward our own. Errors: those of `take_head` and the parents."""
+        async with self._one:
+            here = await take_head(self.log, caller, offer)
+            links, records = await self._upwards(here.head)
+        return (here, *links), (self._record, *records)
+
+    async def _upwards(self, head: Signed) -> Chain:
+        """The places of `head` in the logs above, and the records of their nodes. Nothing above a top.
+
+        Called with the lock held: heads that arrive above out of order would look like a log cut short.
+        """
         if self._link is None:
             return (), ()
-        async with self._one:
-            try:
-                return await self._ask(head, self._since)
-            except TdnError as error:
-                last = error.metadata.get("lastSize", "")
-                if error.reason is not Reason.STATE_CONFLICT or not last.isdigit():
-                    raise
-                # The parent remembers more than we do after a restart; it tells from where to prove.
-                return await self._ask(head, int(last))
+        try:
+            return await self._ask(head, self._since)
+        except TdnError as error:
+            last = error.metadata.get("lastSize", "")
+            if error.reason is not Reason.STATE_CONFLICT or not last.isdigit():
+                raise
+            # The parent remembers more than we do after a restart; it tells from where to prove.
+            return await self._ask(head, int(last))
 
     async def _ask(self, head: Signed, since: int) -> Chain:
         assert self._link is not None  # noqa: S101  checked by the caller
@@ -64,10 +74,9 @@ class Anchoring:
 class EvidenceServicer(evidence_pb2_grpc.EvidenceServiceServicer):
     """Takes heads of members."""
 
-    def __init__(self, anchoring: Anchoring, register: Register, record: Signed, peer_of: Any) -> None:
+    def __init__(self, anchoring: Anchoring, register: Register, peer_of: Any) -> None:
         self._anchoring = anchoring
         self._register = register
-        self._record = record
         self._peer_of = peer_of
 
     async def Anchor(  # noqa: N802  the name of the RPC
@@ -78,6 +87,4 @@ class EvidenceServicer(evidence_pb2_grpc.EvidenceServiceServicer):
         guard("TDN-T-RTE-05").check(
             self._register.known(caller), Reason.POLICY_DENIED, f"{caller} is no member here", Refused
         )
-        here = await take_head(self._anchoring.log, caller, wire.offer_from_pb(request))
-        links, records = await self._anchoring.upwards(here.head)
-        return wire.anchored_to_pb((here, *links), (self._record, *records))
+        return wire.anchored_to_pb(*await self._anchoring.take(caller, wire.offer_from_pb(request)))

@@ -261,11 +261,12 @@ class Jobs:
             rows.put(connection, row)
             if changed:
                 facts = {
+                    "state": row.state,
                     "partyState": row.party_state,
                     "epoch": str(row.epoch),
                     "flowSha256": row.flow_sha256.hex(),
                 }
-                self._log.append_in(connection, f"job.{row.state.lower()}", row.job_id, facts)
+                self._log.append_in(connection, "job.state", row.job_id, facts)
 
         await self._store.run(write)
         if changed:

@@ -246,7 +246,7 @@ class Mesh:
             RoutingServicer(self.routing, node_of), grpc
         )
         evidence_pb2_grpc.add_EvidenceServiceServicer_to_server(
-            EvidenceServicer(self.anchoring, self.register, self.standing.membership.record, node_of), grpc
+            EvidenceServicer(self.anchoring, self.register, node_of), grpc
         )
         if self.config.role == "top":
             endorser = Endorser(self.standing.key, self.register)

@@ -174,9 +174,6 @@ class Channel:
 
     def _may_queue(self, topic: str, size_bytes: int) -> bool:
         self._check_alive()
-        guard("TDN-T-SES-05").check(
-            not self.session.is_leaving, Reason.SESSION_CLOSED, "the session is being closed", Unavailable
-        )
         return self.session.topics.fits(topic, size_bytes)
 
     async def _until(self, ready: Callable[[], bool]) -> None:

@@ -108,7 +108,7 @@ def _lost(node: str, dialled: Dialled | None = None) -> Any:
         if why is not None:
             raise why from error
         words = f"{node}: {error.code().name}"
-    except (grpc.aio.UsageError, asyncio.InvalidStateError, OSError) as error:
+    except (grpc.aio.BaseError, asyncio.InvalidStateError, OSError) as error:
         words = f"{node}: {type(error).__name__}"
     else:
         return

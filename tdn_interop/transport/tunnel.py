@@ -171,4 +171,4 @@ async def splice(source: Leg, target: Leg, counter: Counter) -> None:
             raise outcome
 
 
-_ENDINGS = (OSError, grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, PeerProtocolError)
+_ENDINGS = (OSError, grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError, PeerProtocolError)
