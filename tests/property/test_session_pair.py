@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tdn_interop.transport.session import State, Timing
-from tests.transport.sessions import Pair, Side
+from tests.transport.sessions import Pair, Side, by_topic
 
 TIMING = Timing(quiet_s=1, stall_s=3)
 sides = st.sampled_from(["a", "b"])
@@ -115,10 +115,6 @@ class SessionPair(RuleBasedStateMachine):
             assert by_topic(receiver.delivered) == self.sent[name]
             assert side.session.topics.owed == 0
             assert all(side.session.topics.fits(topic, 1000) for topic in self.sent[name])
-
-
-def by_topic(log):
-    return {topic: [message for t, message in log if t == topic] for topic, _ in log}
 
 
 TestSessionPair = SessionPair.TestCase

@@ -3,6 +3,8 @@
 import asyncio
 from contextlib import asynccontextmanager
 
+import pytest
+
 from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.frame import Limits
 from tdn_interop.transport.loopback import Loopback
@@ -57,3 +59,34 @@ async def nodes(net: Loopback | None = None, limits: Limits = SMALL, timing: Tim
     finally:
         await asyncio.gather(*(channels.close(0.01) for channels in mesh.all))
         await mesh.net.close()
+
+
+MESSAGES = [bytes([i]) * (i * 37 % 900) for i in range(64)]
+
+
+async def send_all(channels, peer, topic, messages, timeout_s=30):
+    for message in messages:
+        await channels.send(peer, topic, message, timeout_s)
+    await channels.flush(peer, topic, timeout_s)
+
+
+async def receive_all(channels, topic, count, timeout_s=30):
+    return [(await channels.receive(topic, timeout_s=timeout_s))[1] for _ in range(count)]
+
+
+async def both_ways(mesh, messages):
+    """Send the messages in both directions at once; what either side received."""
+    results = await asyncio.gather(
+        receive_all(mesh.a, "t", len(messages)), receive_all(mesh.b, "t", len(messages)),
+        send_all(mesh.a, "b.cn", "t", messages), send_all(mesh.b, "a.cn", "t", messages),
+    )  # fmt: skip
+    return results[:2]
+
+
+def refused(kind, coroutine):
+    async def run():
+        with pytest.raises(kind) as caught:
+            await coroutine
+        return caught.value
+
+    return run()

@@ -1,8 +1,11 @@
 """Two session machines joined by queues, on a clock that the test moves."""
 
+import dataclasses
 from collections import deque
 
-from tdn_interop.errors import TdnError
+import pytest
+
+from tdn_interop.errors import PeerProtocolError, TdnError
 from tdn_interop.identity import Credentials, Signed
 from tdn_interop.transport.event import (
     Connected,
@@ -14,7 +17,7 @@ from tdn_interop.transport.event import (
     Queued,
     Ticked,
 )
-from tdn_interop.transport.frame import Data, Frame, Limits
+from tdn_interop.transport.frame import Data, Frame, Hello, Limits, Reset
 from tdn_interop.transport.session import CONNECTED, Session, State, Timing
 
 SMALL = Limits(frame_bytes=100, message_bytes=1000, topic_credit_bytes=8000, topics=4, idle_ms=60_000)
@@ -135,3 +138,38 @@ class Pair:
         for side in (self.a, self.b):
             if side.session.wake_at() is not None and not side.step(Ticked(), self.now):
                 self.cut()
+
+
+MESSAGES = [(f"t{i % 2}", bytes([i]) * (i * 7 % 350)) for i in range(64)]
+
+
+def hello(**changes) -> Hello:
+    return dataclasses.replace(Hello((1,), SESSION_ID, False, credentials("b.cn"), SMALL), **changes)
+
+
+def greeted(dialled: bool = True, **options):
+    machine = session(dialled=dialled, **options)
+    if dialled:
+        machine.step(Connected(), 0)
+        machine.next_frame()
+    machine.step(hello(), 0)
+    machine.next_frame()
+    assert machine.state is State.OPEN
+    return machine
+
+
+def refusal(machine, frame, kind=PeerProtocolError):
+    with pytest.raises(kind) as caught:
+        machine.step(frame, 0)
+    assert machine.state is State.FAILED
+    assert machine.error is caught.value
+    told = machine.next_frame()
+    assert isinstance(told, Reset)
+    assert told.failure.reason is caught.value.reason
+    assert told.failure.requirement == caught.value.requirement != ""
+    assert machine.next_frame() is None
+    return caught.value
+
+
+def by_topic(log):
+    return {topic: [message for t, message in log if t == topic] for topic, _ in log}
