@@ -139,10 +139,10 @@ class Mesh:
 
     async def close(self) -> None:
         """Say goodbye to everybody and stop."""
-        await self.channels.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.channels.close()
         await self.tunnels.close()
         if self.link:
             await self.link.close()
