@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar, TypeVar, cast
 
 from tdn_interop.algo.machine import Effect, Event, LocalEvent, Table
+from tdn_interop.app.evidence.statements import Outcome
 from tdn_interop.app.flow import Timeouts
 from tdn_interop.app.job_protocol import (
     Abort,
@@ -29,7 +30,6 @@ from tdn_interop.app.job_protocol import (
     Fail,
     JobMachine,
     Message,
-    Outcome,
     Prepare,
     Prepared,
     Propose,

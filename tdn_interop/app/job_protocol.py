@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tdn_interop.algo.machine import Effect, Event, LocalEvent, Machine, Table
+from tdn_interop.app.evidence.statements import Outcome
 from tdn_interop.app.flow import Timeouts
 from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, guard
 from tdn_interop.identity import Signed
@@ -27,15 +28,6 @@ from tdn_interop.transport.frame import Failure
 _order = guard("TDN-F-TSK-01")
 _repeats = guard("TDN-F-TSK-03")
 _epochs = guard("TDN-F-TSK-08")
-
-
-class Outcome(enum.StrEnum):
-    """How a job, or a party's part of it, ended."""
-
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-    CANCELLED = "CANCELLED"
-    REJECTED = "REJECTED"
 
 
 @dataclass(frozen=True, slots=True)

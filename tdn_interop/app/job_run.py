@@ -7,33 +7,28 @@ event. The record of the job is written before the effects of a step are perform
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
 import tenacity
 
-from tdn_interop import identity
 from tdn_interop.algo.machine import Effect, Event
-from tdn_interop.app import agreement as agreements
 from tdn_interop.app import flow as flows
 from tdn_interop.app import job, job_wire, party
 from tdn_interop.app import job_protocol as words
-from tdn_interop.app.agreement import Approved
-from tdn_interop.app.evidence import bundle, wire
-from tdn_interop.app.evidence.statements import VERDICT_KIND, Attestation, Consent, Statement, Verdict, digest
-from tdn_interop.app.evidence.statements import Outcome as EvidenceOutcome
+from tdn_interop.app.evidence import wire
+from tdn_interop.app.evidence.statements import VERDICT_KIND, Attestation, Outcome, digest
 from tdn_interop.app.flow import FlowSpec
-from tdn_interop.app.job import Job, JobState
-from tdn_interop.app.job_protocol import JobMachine, Message, Outcome
+from tdn_interop.app.job import Job
+from tdn_interop.app.job_protocol import JobMachine, Message
 from tdn_interop.app.job_work import Part, Work
 from tdn_interop.app.mesh import Mesh
+from tdn_interop.app.papers import Papers
 from tdn_interop.app.party import PartyState, PartyTask
-from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, guard
+from tdn_interop.errors import Reason, Refused, TdnError, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.frame import Failure
-from tdn_interop.transport.trust import now_ms
 
 _log = structlog.get_logger("tdn.job")
 TOPIC = "job"
@@ -49,21 +44,12 @@ _TO_PARTY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
-    """What a step changed: for the record, the evidence log and the watchers."""
-
-    run: JobRun
-    state_before: JobState | None
-    party_before: PartyState
-
-
 class JobRun:
     """Runs until the verdict is accepted and, at the coordinator, the bundle is made. `keep` writes the record."""
 
     def __init__(
         self, job_id: str, flow: FlowSpec, coordinator: str, mesh: Mesh, work: Work,
-        keep: Callable[[JobRun], Awaitable[None]],
+        keep: Callable[[JobRun], Coroutine[Any, Any, None]],
     ) -> None:  # fmt: skip
         self.part = Part(job_id, flow, coordinator)
         self.party = PartyTask(mesh.me, coordinator, flow.timeouts)
@@ -72,9 +58,8 @@ class JobRun:
             if coordinator == mesh.me
             else None
         )
+        self.papers = Papers(mesh, self.part)
         self.failure: Failure | None = None
-        self.verdict: Signed | None = None
-        self.bundle: bytes | None = None
         self.progress_items = 0
         self.over = False
         self._mesh = mesh
@@ -85,9 +70,6 @@ class JobRun:
         self._busy: set[asyncio.Task[None]] = set()
         self._aside: set[asyncio.Task[None]] = set()
         self._timers: list[asyncio.TimerHandle] = []
-        self._records: dict[str, Signed] = {}
-        self._consents: dict[str, Signed] = {}
-        self._attestations: dict[str, Attestation] = {}
 
     # -- from outside --------------------------------------------------------------------------
 
@@ -108,7 +90,7 @@ class JobRun:
                 f"{message.sender} reports to a node that does not coordinate this job",
                 Refused,
             )
-        self._vet(message)
+        self.papers.check(message)
         self.feed(self.job, message)
 
     def decide(self, approve: bool, comment: str) -> None:
@@ -174,11 +156,9 @@ class JobRun:
 
     def _note(self, event: Event) -> None:
         """Keep what the parties said for the bundle, and why things went wrong."""
+        if isinstance(event, Message):
+            self.papers.keep(event)
         match event:
-            case words.Approval(sender=sender, record=record):
-                self._records[sender] = record
-            case words.Admitted(sender=sender, consent=consent):
-                self._consents[sender] = consent
             case words.Abort(failure=failure) | words.Fail(failure=failure) | words.Refusal(failure=failure):
                 self.failure = self.failure or failure
             case (
@@ -254,77 +234,40 @@ class JobRun:
                 self.lost(peer)
             queue.task_done()
 
-    def _vet(self, message: Message) -> None:
-        """Signatures of what parties say to the coordinator; the machine takes them as they are."""
-        match message:
-            case words.Admitted(sender=sender, consent=signed):
-                self._vet_signature(identity.CONSENT, sender, signed)
-                same = wire.decode_consent(signed.statement).agreement_sha256 == self.part.agreement_digest
-                guard("TDN-F-TSK-02").check(
-                    same or not self.part.agreement_digest,
-                    Reason.DIGEST_MISMATCH,
-                    f"{sender} consents to another agreement",
-                )
-            case words.Stated(sender=sender, statement=signed):
-                self._vet_signature(identity.STATEMENT, sender, signed)
-                found = wire.decode_statement(signed.statement)
-                ours = (found.job_id, found.party) == (self.part.job_id, sender)
-                guard("TDN-F-TSK-07").check(
-                    ours, Reason.IDENTITY_MISMATCH, f"the statement of {sender} is about another job"
-                )
-
-    def _vet_signature(self, context: str, sender: str, signed: Signed) -> None:
-        good = signed.signer == sender and identity.verify(context, signed, self._mesh.key_of(sender))
-        guard("TDN-F-EVD-01").check(good, Reason.SIGNATURE_INVALID, f"{sender} did not sign its {context}")
-
     # -- the coordinator's effects -------------------------------------------------------------
 
     def _negotiate(self, approvals: tuple[words.Approval, ...]) -> None:
         assert self.job is not None  # noqa: S101  only the job machine asks
         try:
-            approved = [Approved(each.offer, each.record) for each in approvals]
-            made = agreements.agree(self.part.job_id, self.part.flow, approved, self._mesh.trust.record)
+            answer: Event = self.papers.agree(approvals)
         except TdnError as error:
-            self.feed(self.job, job.NotAgreed(Failure.of(error, self._mesh.me)))
-            return
-        data = job_wire.encode_agreement(made)
-        records = tuple(self._records[offer.signer] for offer in made.offers)
-        self.feed(self.job, job.Agreed(data, agreements.digest(data), records))
+            answer = job.NotAgreed(Failure.of(error, self._mesh.me))
+        self.feed(self.job, answer)
 
     def _sign_verdict(self, effect: job.SignVerdict) -> None:
         assert self.job is not None  # noqa: S101  only the job machine asks
-        statements = tuple(stated.statement for stated in effect.statements)
-        outcome = EvidenceOutcome[effect.outcome.name]
-        reason = effect.failure.reason.name if effect.failure else ""
-        verdict = Verdict(
-            self.part.job_id, outcome, self.part.agreement_digest, statements, effect.missing, reason
-        )
-        data = job_wire.encode_verdict(verdict, effect.outcome, effect.failure)
-        signed = self._mesh.standing.key.sign(identity.VERDICT, data)
-        self.feed(self.job, job.VerdictSigned(signed, effect.outcome))
-        timer = asyncio.get_running_loop().call_later(ATTEST_S, self._make_bundle)
-        self._timers.append(timer)
+        self.feed(self.job, job.VerdictSigned(self.papers.sign_verdict(effect), effect.outcome))
+        self._timers.append(asyncio.get_running_loop().call_later(ATTEST_S, self._make_bundle))
 
     def _keep_attestation(self, sender: str, data: bytes) -> None:
         try:
-            self._attestations[sender] = wire.decode_attestation(data)
+            complete = self.papers.keep_attestation(sender, data)
         except TdnError as error:
             self._mesh.refused(error)
-        if len(self._attestations) == len(self.part.flow.parties):
+            return
+        if complete:
             self._make_bundle()
 
     def _make_bundle(self) -> None:
-        if self.bundle is not None or self.verdict is None:
+        """With every attestation, or with those there are when time is up."""
+        if self.over:
             return
-        records = [*self._records.values(), self._mesh.standing.membership.record]
         try:
-            made = bundle.build(self.verdict, self._consents.values(), self._attestations.values(), records)
-            bundle.verify(made, self._mesh.standing.membership.top_identity_key)
-            self.bundle = made
+            self.papers.make_bundle()
         except TdnError as error:
             self._mesh.refused(error)
         self.over = True
-        self._beside(self._finish(), self._aside)
+        self._beside(self._keep(self), self._aside)
 
     # -- the party's effects -------------------------------------------------------------------
 
@@ -339,7 +282,7 @@ class JobRun:
 
     def _approve(self, by: str) -> None:
         offer = self._work.approve(self.part, by)
-        self.feed(self.party, party.Approved(offer, self._mesh.standing.membership.record))
+        self.feed(self.party, party.Approved(offer, self.papers.record))
 
     def _check_agreement(self, agreement: bytes, records: tuple[Signed, ...]) -> None:
         try:
@@ -347,9 +290,7 @@ class JobRun:
         except TdnError as error:
             self._failed(error)
             return
-        consent = job_wire.encode_consent(Consent(self.part.job_id, found))
-        signed = self._mesh.standing.key.sign(identity.CONSENT, consent)
-        self.feed(self.party, party.AgreementAccepted(signed, found))
+        self.feed(self.party, party.AgreementAccepted(self.papers.consent(), found))
 
     async def _load(self) -> None:
         await self._work.load(self.part)
@@ -371,22 +312,15 @@ class JobRun:
         self._work.discard(self.part)
 
     def _sign_statement(self, outcome: Outcome) -> None:
-        part = self.part
-        statement = Statement(
-            part.job_id, self._mesh.me, EvidenceOutcome[outcome.name], part.agreement_digest, self.party.epoch,
-            part.commitment, now_ms(),
-        )  # fmt: skip
-        data = job_wire.encode_statement(statement, outcome)
-        self.feed(self.party, party.StatementSigned(self._mesh.standing.key.sign(identity.STATEMENT, data)))
+        self.feed(self.party, party.StatementSigned(self.papers.statement(outcome, self.party.epoch)))
 
     async def _accept_verdict(self, verdict: Signed) -> None:
-        """Verify, record, attest. An unreachable hub delays only the evidence, not the end of the job."""
+        """Check, record, attest. An unreachable hub delays only the evidence, not the end of the job."""
         try:
-            self._vet_verdict(verdict)
+            self.papers.accept(verdict)
         except TdnError as error:
             self._mesh.refused(error)
             return
-        self.verdict = verdict
         self.failure = job_wire.decode_verdict_failure(verdict.statement)
         outcome = job_wire.decode_verdict_outcome(verdict.statement)
         index = await self._mesh.note(
@@ -407,22 +341,6 @@ class JobRun:
     )  # fmt: skip
     async def _attest(self, index: int) -> Attestation:
         return await self._mesh.anchoring.attest(index)
-
-    def _vet_verdict(self, verdict: Signed) -> None:
-        self._vet_signature(identity.VERDICT, self.part.coordinator, verdict)
-        found = wire.decode_verdict(verdict.statement)
-        guard("TDN-F-TSK-07").check(
-            found.job_id == self.part.job_id, Reason.IDENTITY_MISMATCH, "the verdict is about another job"
-        )
-        said = [s for s in found.statements if s.signer == self._mesh.me]
-        honest = all(identity.verify(identity.STATEMENT, s, self._mesh.standing.key.public_key) for s in said)
-        guard("TDN-F-TSK-07").check(
-            honest and (said or self._mesh.me in found.missing), Reason.SIGNATURE_INVALID,
-            "the verdict does not hold what this node stated", PeerProtocolError,
-        )  # fmt: skip
-
-    async def _finish(self) -> None:
-        await self._keep(self)
 
     # -- work beside the loop ------------------------------------------------------------------
 

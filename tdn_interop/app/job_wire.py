@@ -12,8 +12,7 @@ from tdn_interop._pb.tdn.app.v1 import job_pb2
 from tdn_interop._pb.tdn.common.v1 import failure_pb2
 from tdn_interop.algo import wire as algo_wire
 from tdn_interop.app import job_protocol as words
-from tdn_interop.app.evidence.statements import Consent, Statement, Verdict
-from tdn_interop.app.job_protocol import Outcome
+from tdn_interop.app.evidence.statements import Consent, Outcome, Statement, Verdict
 from tdn_interop.app.terms import Agreement, InputOffer, Offer
 from tdn_interop.errors import PeerProtocolError, Reason, guard
 from tdn_interop.transport import records_wire
@@ -24,16 +23,14 @@ PbT = TypeVar("PbT", bound=Message)
 MAX_MESSAGE = 1 << 20
 
 
-def outcome_to_pb(outcome: Outcome) -> job_pb2.Outcome.ValueType:
-    """To the enum."""
-    return job_pb2.Outcome.Value(f"OUTCOME_{outcome.name}")
-
-
 def outcome_from_pb(number: int) -> Outcome:
-    """From the enum."""
-    known = {job_pb2.Outcome.Value(f"OUTCOME_{outcome.name}"): outcome for outcome in Outcome}
-    _check(number in known, "the outcome is unknown")
-    return known[number]  # type: ignore[index]  # the enum's values are ints
+    """From the enum, whose numbers are ours."""
+    _check(number in {outcome.value for outcome in Outcome}, "the outcome is unknown")
+    return Outcome(number)
+
+
+def _number(outcome: Outcome) -> job_pb2.Outcome.ValueType:
+    return job_pb2.Outcome.Value(f"OUTCOME_{outcome.name}")
 
 
 def failure_to_pb(failure: Failure) -> failure_pb2.Failure:
@@ -82,7 +79,7 @@ def _write_admit(m: Any, message: words.Admit) -> None:
 
 
 def _write_abort(m: Any, message: words.Abort) -> None:
-    m.outcome = outcome_to_pb(message.outcome)
+    m.outcome = _number(message.outcome)
     m.failure.CopyFrom(failure_to_pb(message.failure))
 
 
@@ -219,10 +216,10 @@ def encode_consent(consent: Consent) -> bytes:
     return m.SerializeToString(deterministic=True)
 
 
-def encode_statement(statement: Statement, outcome: Outcome) -> bytes:
+def encode_statement(statement: Statement) -> bytes:
     """Serialize."""
     return job_pb2.Statement(
-        job_id=statement.job_id, party=statement.party, outcome=outcome_to_pb(outcome),
+        job_id=statement.job_id, party=statement.party, outcome=_number(statement.outcome),
         agreement_sha256=statement.agreement_sha256, epoch=statement.epoch,
         result_commitment=statement.result_commitment, ended_at_ms=statement.ended_at_ms,
     ).SerializeToString(deterministic=True)  # fmt: skip
@@ -234,10 +231,10 @@ def decode_statement(data: bytes) -> tuple[str, Outcome]:
     return ids.node_id(m.party, PeerProtocolError), outcome_from_pb(m.outcome)
 
 
-def encode_verdict(verdict: Verdict, outcome: Outcome, failure: Failure | None) -> bytes:
+def encode_verdict(verdict: Verdict, failure: Failure | None) -> bytes:
     """Serialize."""
     m = job_pb2.Verdict(
-        job_id=verdict.job_id, outcome=outcome_to_pb(outcome), agreement_sha256=verdict.agreement_sha256,
+        job_id=verdict.job_id, outcome=_number(verdict.outcome), agreement_sha256=verdict.agreement_sha256,
         statements=[records_wire.signed_to_pb(s) for s in verdict.statements], missing=verdict.missing,
     )  # fmt: skip
     if failure:

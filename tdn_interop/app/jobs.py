@@ -241,7 +241,7 @@ class Jobs:
             return True
         kind, _, rest = topic.partition("/")
         run = self._runs.get(rest.partition("/")[0])
-        return kind == "task" and run is not None and peer in run.part.flow.parties and not run.over
+        return kind == "task" and run is not None and peer in run.part.flow.parties
 
     def _on_channel(self, event: ChannelEvent) -> None:
         if event.kind == "failed":
@@ -296,8 +296,8 @@ class Jobs:
             run.part.flow,
             run.part.agreement.choice if run.part.agreement else None,
         )
-        if run.verdict:
-            state = job_wire.decode_verdict_outcome(run.verdict.statement).name
+        if run.papers.verdict:
+            state = job_wire.decode_verdict_outcome(run.papers.verdict.statement).name
         else:
             state = (run.job.state if run.job else _SEEN[PartyState[run.party.state.name]]).name
         created = self._created.get(part.job_id, now_ms())
@@ -307,7 +307,7 @@ class Jobs:
             job_wire.encode_agreement(part.agreement) if part.agreement else None,
             choice.algorithm if choice else "", choice.suite if choice else "",
             None if run.failure is None else asdict(run.failure) | {"reason": run.failure.reason.name},
-            dict(part.facts), part.hops, encode_signed(run.verdict) if run.verdict else None, run.bundle,
+            dict(part.facts), part.hops, encode_signed(run.papers.verdict) if run.papers.verdict else None, run.papers.bundle,
             now_ms() if run.over else 0,
         )  # fmt: skip
 

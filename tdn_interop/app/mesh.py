@@ -108,7 +108,7 @@ class Mesh:
         credentials = standing.credentials()
         self.channels = Channels(
             self.me, lambda: credentials, lambda _peer, _credentials: None, self.peers.connect,
-            Limits(idle_ms=int(config.timeouts.idle_s * 1000)),
+            _limits(config),
             admits=lambda peer, topic: topic in {PING, PONG} or self.admits(peer, topic), on_event=self._noted,
         )  # fmt: skip
         self.anchoring = Anchoring(log, place.record, self.link)
@@ -350,3 +350,10 @@ class Mesh:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception():
             _log.error("background work failed", exc_info=task.exception())
+
+
+def _limits(config: NodeConfig) -> Limits:
+    """A peer can fill at most topics * credit = 512 MiB of this node, and only with its own messages."""
+    return Limits(
+        message_bytes=2 << 20, topic_credit_bytes=4 << 20, topics=128, idle_ms=int(config.timeouts.idle_s * 1000)
+    )  # fmt: skip

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from tdn_interop.algo.machine import Effect, LocalEvent, Table
+from tdn_interop.app.evidence.statements import Outcome
 from tdn_interop.app.flow import Timeouts
 from tdn_interop.app.job_protocol import (
     Abort,
@@ -27,7 +28,6 @@ from tdn_interop.app.job_protocol import (
     Fail,
     JobMachine,
     Message,
-    Outcome,
     Prepare,
     Prepared,
     Propose,

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 
 from tdn_interop.app import job as jobs
 from tdn_interop.app import party as parties
+from tdn_interop.app.evidence.statements import Outcome
 from tdn_interop.app.flow import Timeouts
 from tdn_interop.app.job import Job, JobState
-from tdn_interop.app.job_protocol import Outcome, Send, WakeAfter
+from tdn_interop.app.job_protocol import Send, WakeAfter
 from tdn_interop.app.party import PartyState, PartyTask
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.identity import Signed
@@ -97,12 +98,12 @@ class World:
             case parties.StopTask():
                 self.outputs.discard(node)
             case parties.SignStatement(outcome):
-                yield parties.StatementSigned(signed(node, outcome))
+                yield parties.StatementSigned(signed(node, outcome.name))
             case jobs.SignVerdict(outcome):
                 self.verdicts.append(effect)
-                yield jobs.VerdictSigned(signed(node, outcome), outcome)
+                yield jobs.VerdictSigned(signed(node, outcome.name), outcome)
             case parties.AcceptVerdict(verdict):
-                self.accepted[node] = Outcome(verdict.statement.decode())
+                self.accepted[node] = Outcome[verdict.statement.decode()]
                 yield parties.VerdictAccepted(b"attestation of " + node.encode())
             case jobs.KeepAttestation():
                 pass

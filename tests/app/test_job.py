@@ -6,6 +6,7 @@ import pytest
 
 from tdn_interop.app import job as jobs
 from tdn_interop.app import party as parties
+from tdn_interop.app.evidence.statements import Outcome
 from tdn_interop.app.job import Job, JobState
 from tdn_interop.app.job_protocol import (
     Abort,
@@ -16,7 +17,6 @@ from tdn_interop.app.job_protocol import (
     Conclude,
     DeadlinePassed,
     Fail,
-    Outcome,
     Prepared,
     Propose,
     Refusal,
@@ -391,7 +391,7 @@ class TestCancel:
                 break
             world.feed(world.parties[node], parties.CancelAsked("enough"))
             world.settle()
-            outcome = Outcome(world.job.state.name)
+            outcome = Outcome[world.job.state.name]
             outcomes.append(outcome)
             assert_alike(world, outcome)
         assert count > 60

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tdn_interop.algo.machine import LocalEvent
 from tdn_interop.app import job as jobs
 from tdn_interop.app import party as parties
+from tdn_interop.app.evidence.statements import Outcome
 from tdn_interop.app.flow import Timeouts
 from tdn_interop.app.job import Job, JobState
 from tdn_interop.app.job_protocol import (
@@ -19,7 +20,6 @@ from tdn_interop.app.job_protocol import (
     Conclude,
     DeadlinePassed,
     Message,
-    Outcome,
     Racing,
     Start,
     describe,

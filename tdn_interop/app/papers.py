@@ -1,0 +1,147 @@
+"""The papers of one job: what this node signs, what it checks of others, and the bundle made of them.
+
+Agreement and digests belong to `Part`; identity keys come from pins and from records that the top signed,
+never from a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tdn_interop import identity
+from tdn_interop.app import agreement as agreements
+from tdn_interop.app import job, job_wire
+from tdn_interop.app import job_protocol as words
+from tdn_interop.app.agreement import Approved
+from tdn_interop.app.evidence import bundle, wire
+from tdn_interop.app.evidence.statements import Attestation, Consent, Outcome, Statement, Verdict
+from tdn_interop.app.job_work import Part
+from tdn_interop.app.mesh import Mesh
+from tdn_interop.errors import PeerProtocolError, Reason, guard
+from tdn_interop.identity import Signed
+from tdn_interop.transport.trust import now_ms
+
+
+class Papers:
+    """Signs, checks and keeps. `verdict` is set when it has been accepted."""
+
+    def __init__(self, mesh: Mesh, part: Part) -> None:
+        self._mesh = mesh
+        self._part = part
+        self._key = mesh.standing.key
+        self.record = mesh.standing.membership.record
+        self.verdict: Signed | None = None
+        self.bundle: bytes | None = None
+        self._records: dict[str, Signed] = {}
+        self._consents: dict[str, Signed] = {}
+        self._attestations: dict[str, Attestation] = {}
+
+    # -- as a party ----------------------------------------------------------------------------
+
+    def consent(self) -> Signed:
+        """Our consent to the agreement of the part."""
+        consent = Consent(self._part.job_id, self._part.agreement_digest)
+        return self._key.sign(identity.CONSENT, job_wire.encode_consent(consent))
+
+    def statement(self, outcome: Outcome, epoch: int) -> Signed:
+        """Our statement of how our part ended."""
+        part = self._part
+        made = Statement(
+            part.job_id, self._mesh.me, outcome, part.agreement_digest, epoch, part.commitment, now_ms()
+        )
+        return self._key.sign(identity.STATEMENT, job_wire.encode_statement(made))
+
+    def accept(self, verdict: Signed) -> None:
+        """Take the verdict as the end of the job.
+
+        It is signed by the coordinator, about this job, and holds what this node stated, unless it says
+        that our statement is missing. Errors: SIGNATURE_INVALID, IDENTITY_MISMATCH.
+        """
+        self._signed(identity.VERDICT, self._part.coordinator, verdict)
+        found = wire.decode_verdict(verdict.statement)
+        told = guard("TDN-F-TSK-07")
+        told.check(
+            found.job_id == self._part.job_id, Reason.IDENTITY_MISMATCH, "the verdict is about another job"
+        )
+        said = [s for s in found.statements if s.signer == self._mesh.me]
+        honest = all(identity.verify(identity.STATEMENT, s, self._key.public_key) for s in said)
+        ours = honest and (said or self._mesh.me in found.missing)
+        told.check(
+            ours,
+            Reason.SIGNATURE_INVALID,
+            "the verdict does not hold what this node stated",
+            PeerProtocolError,
+        )
+        self.verdict = verdict
+
+    # -- as the coordinator --------------------------------------------------------------------
+
+    def check(self, message: words.Message) -> None:
+        """Refuse what a party did not sign, or signed for something else; the job machine takes it as it is.
+
+        Errors: SIGNATURE_INVALID, DIGEST_MISMATCH, IDENTITY_MISMATCH.
+        """
+        match message:
+            case words.Admitted(sender=sender, consent=signed):
+                self._signed(identity.CONSENT, sender, signed)
+                consent = wire.decode_consent(signed.statement)
+                known = self._part.agreement_digest
+                same = consent.job_id == self._part.job_id and consent.agreement_sha256 == known
+                guard("TDN-F-TSK-02").check(
+                    same, Reason.DIGEST_MISMATCH, f"{sender} consents to another agreement"
+                )
+            case words.Stated(sender=sender, statement=signed):
+                self._signed(identity.STATEMENT, sender, signed)
+                stated = wire.decode_statement(signed.statement)
+                ours = (stated.job_id, stated.party) == (self._part.job_id, sender)
+                guard("TDN-F-TSK-07").check(
+                    ours, Reason.IDENTITY_MISMATCH, f"the statement of {sender} is about another job"
+                )
+
+    def keep(self, message: words.Message) -> None:
+        """Keep what the bundle needs of an accepted message."""
+        match message:
+            case words.Approval(sender=sender, record=record):
+                self._records[sender] = record
+            case words.Admitted(sender=sender, consent=consent):
+                self._consents[sender] = consent
+
+    def keep_attestation(self, sender: str, data: bytes) -> bool:
+        """Keep a party's attestation; True when every party's is there. Errors: EVIDENCE_BROKEN."""
+        attestation = wire.decode_attestation(data)
+        guard("TDN-F-EVD-08").check(
+            attestation.event.signer == sender, Reason.EVIDENCE_BROKEN, f"{sender} attests for another node"
+        )
+        self._attestations[sender] = attestation
+        return len(self._attestations) == len(self._part.flow.parties)
+
+    def agree(self, approvals: Sequence[words.Approval]) -> job.Agreed:
+        """The agreement that follows from the approvals. Errors: those of `agreement.agree`."""
+        approved = [Approved(each.offer, each.record) for each in approvals]
+        made = agreements.agree(self._part.job_id, self._part.flow, approved, self._mesh.trust.record)
+        data = job_wire.encode_agreement(made)
+        self._part.agreement_digest = agreements.digest(data)
+        records = tuple(self._records[offer.signer] for offer in made.offers)
+        return job.Agreed(data, self._part.agreement_digest, records)
+
+    def sign_verdict(self, effect: job.SignVerdict) -> Signed:
+        """The verdict over the statements of the parties."""
+        statements = tuple(stated.statement for stated in effect.statements)
+        reason = effect.failure.reason.name if effect.failure else ""
+        digest = self._part.agreement_digest
+        made = Verdict(self._part.job_id, effect.outcome, digest, statements, effect.missing, reason)
+        return self._key.sign(identity.VERDICT, job_wire.encode_verdict(made, effect.failure))
+
+    def make_bundle(self) -> None:
+        """Build and verify the bundle, once. Errors: EVIDENCE_BROKEN, TOO_LARGE."""
+        if self.bundle is None and self.verdict is not None:
+            records = [*self._records.values(), self.record]
+            made = bundle.build(self.verdict, self._consents.values(), self._attestations.values(), records)
+            bundle.verify(made, self._mesh.standing.membership.top_identity_key)
+            self.bundle = made
+
+    def _signed(self, context: str, sender: str, signed: Signed) -> None:
+        good = signed.signer == sender and identity.verify(context, signed, self._mesh.key_of(sender))
+        guard("TDN-F-EVD-01").check(
+            good, Reason.SIGNATURE_INVALID, f"{sender} did not sign its {context.rpartition('/')[2]}"
+        )
