@@ -65,7 +65,7 @@ def refusal(machine, event, kind: type[TdnError]) -> tuple[Reason, str]:
 def assert_alike(world: World, outcome: Outcome):
     """Everybody has the same verdict, and results are where it says."""
     world.settle()
-    assert world.job.state is JobState[outcome]
+    assert world.job.state is JobState[outcome.name]
     assert world.accepted == dict.fromkeys(world.nodes, outcome)
     assert {machine.state for machine in world.parties.values()} <= PART_ENDED
     assert len(world.verdicts) == 1

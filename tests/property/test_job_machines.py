@@ -251,7 +251,7 @@ class Chaos(RuleBasedStateMachine):
         self.there_is_at_most_one_verdict()
         self.a_success_is_a_success_of_all()
         (verdict,) = self.world.verdicts
-        assert self.world.job.state is JobState[verdict.outcome]
+        assert self.world.job.state is JobState[verdict.outcome.name]
         assert {machine.state for machine in self.world.parties.values()} <= PART_ENDED
         assert set(self.world.accepted.values()) <= {verdict.outcome}
         said = {statement.sender: statement.outcome for statement in verdict.statements}
