@@ -35,10 +35,10 @@ from tdn_interop.app.store.receipts import ReceiptRow
 from tdn_interop.app.telemetry import Metrics
 from tdn_interop.config import NodeConfig
 from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, guard
-from tdn_interop.identity import RECEIPT, ROUTE, Signed, fingerprint, verify
+from tdn_interop.identity import RECEIPT, ROUTE, Credentials, Signed, fingerprint, verify
 from tdn_interop.transport import pki, records_wire, tls
-from tdn_interop.transport.channel import ChannelEvent
-from tdn_interop.transport.channel_service import ChannelServicer, Peers
+from tdn_interop.transport.channel import ChannelEvent, FrameStream
+from tdn_interop.transport.channel_service import ChannelServicer, ClientFrames, Peers, ServerFrames
 from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorser, EnrolmentServicer
 from tdn_interop.transport.frame import Limits
@@ -102,12 +102,11 @@ class Mesh:
             config.direct,
             self._client_context,
             self._folder,
-            self.trust.verify,
             config.timeouts.dial_s,
         )
         credentials = standing.credentials()
         self.channels = Channels(
-            self.me, lambda: credentials, lambda _peer, _credentials: None, self.peers.connect,
+            self.me, lambda: credentials, self._verify, self.peers.connect,
             _limits(config),
             admits=lambda peer, topic: topic in {PING, PONG} or self.admits(peer, topic), on_event=self._noted,
         )  # fmt: skip
@@ -237,7 +236,7 @@ class Mesh:
     def _add_services(self) -> None:
         grpc, front, node_of = self.server.grpc, self.server.front, self.server.node_of
         channel_service_pb2_grpc.add_ChannelServiceServicer_to_server(
-            ChannelServicer(self.channels, front, self.trust.verify), grpc
+            ChannelServicer(self.channels, front), grpc
         )
         if self.config.role == "child":
             return
@@ -279,6 +278,11 @@ class Mesh:
         return server
 
     # -- what happens --------------------------------------------------------------------------
+
+    def _verify(self, stream: FrameStream, credentials: Credentials) -> None:
+        """Who a hello comes from: the certificate of its very connection, and the identity key behind it."""
+        assert isinstance(stream, ServerFrames | ClientFrames)  # noqa: S101  this node has no other streams
+        self.trust.verify(stream.certificate, credentials)
 
     def _pin(self, node: str, key: bytes) -> bytes:
         """Trust on first proof: the first key that the top vouched for stays."""

@@ -88,7 +88,8 @@ def fresh(error: TdnError) -> TdnError:
 class Channel:
     """A session with `peer` and whatever connection it has now.
 
-    `deliver` gets each message; `verify` each hello's credentials; `report` what happened. After
+    `deliver` gets each message; `verify` each hello's credentials and the stream they came on; `report` what
+    happened. After
     "closed" or "failed" was reported, nothing more happens.
     """
 
@@ -98,7 +99,7 @@ class Channel:
         peer: str,
         *,
         clock: Callable[[], float],
-        verify: Callable[[str, Credentials], None],
+        verify: Callable[[FrameStream, Credentials], None],
         deliver: Callable[[Channel, Deliver], None],
         report: Callable[[Channel, ChannelEvent], None],
     ) -> None:
@@ -277,7 +278,7 @@ class Channel:
             try:
                 frame = await stream.receive()
                 if isinstance(frame, Hello):
-                    self._verify(self.peer, frame.credentials)
+                    self._verify(stream, frame.credentials)
             except ConnectionLost:
                 raise
             except TdnError as error:

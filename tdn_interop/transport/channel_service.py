@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 from ssl import SSLContext
 from typing import Any
@@ -15,43 +15,33 @@ import grpc.aio
 from tdn_interop import config
 from tdn_interop._pb.tdn.transport.v1 import channel_service_pb2_grpc
 from tdn_interop.errors import Reason, guard
-from tdn_interop.identity import Credentials
 from tdn_interop.transport import status, wire
 from tdn_interop.transport.channel import ConnectionLost
 from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.dial import Dialled
-from tdn_interop.transport.frame import Frame, Hello
+from tdn_interop.transport.frame import Frame
 from tdn_interop.transport.front import Front, connect_tcp
 from tdn_interop.transport.pki import PeerCertificate
 from tdn_interop.transport.relay import Tunnels
-
-Verify = Callable[[PeerCertificate, Credentials], object]
-Write = Callable[[Any], Awaitable[None]]
 
 
 class ServerFrames:
     """A `FrameStream` over a call that a peer opened at us; the call ends when the handler returns."""
 
-    def __init__(
-        self, context: grpc.aio.ServicerContext[Any, Any], certificate: PeerCertificate, verify: Verify
-    ) -> None:
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], certificate: PeerCertificate) -> None:
+        self.certificate = certificate
         self._context = context
-        self._certificate = certificate
-        self._verify = verify
 
     async def send(self, frame: Frame) -> None:
         """Write a response."""
-        with _lost(self._certificate.node):
+        with _lost(self.certificate.node):
             await self._context.write(wire.encode_response(frame))
 
     async def receive(self) -> Frame:
         """Read a request."""
-        with _lost(self._certificate.node):
+        with _lost(self.certificate.node):
             message = await self._context.read()
-        frame = _decoded(message, self._certificate.node)
-        if isinstance(frame, Hello):
-            self._verify(self._certificate, frame.credentials)
-        return frame
+        return _decoded(message, self.certificate.node)
 
     async def close(self) -> None:
         """Nothing to do: the handler returns."""
@@ -60,10 +50,16 @@ class ServerFrames:
 class ClientFrames:
     """A `FrameStream` over a call that we opened at `dialled`."""
 
-    def __init__(self, dialled: Dialled, verify: Verify) -> None:
+    def __init__(self, dialled: Dialled) -> None:
         self._dialled = dialled
-        self._verify = verify
         self._call = channel_service_pb2_grpc.ChannelServiceStub(dialled.channel).Exchange()
+
+    @property
+    def certificate(self) -> PeerCertificate:
+        """The certificate of the listening side; there is one as soon as a frame has come."""
+        certificate = self._dialled.peer
+        assert certificate is not None  # noqa: S101  frames come only after TLS
+        return certificate
 
     async def send(self, frame: Frame) -> None:
         """Write a request."""
@@ -74,12 +70,7 @@ class ClientFrames:
         """Read a response."""
         with _lost(self._dialled.node, self._dialled):
             message = await self._call.read()
-        frame = _decoded(message, self._dialled.node)
-        if isinstance(frame, Hello):
-            certificate = self._dialled.peer
-            assert certificate is not None  # noqa: S101  a frame came, so TLS stands
-            self._verify(certificate, frame.credentials)
-        return frame
+        return _decoded(message, self._dialled.node)
 
     async def close(self) -> None:
         """End the call and its connection."""
@@ -118,10 +109,9 @@ def _lost(node: str, dialled: Dialled | None = None) -> Any:
 class ChannelServicer(channel_service_pb2_grpc.ChannelServiceServicer):
     """Serves Exchange for any node of the mesh; who it is, its certificate and its identity key decide."""
 
-    def __init__(self, channels: Channels, front: Front, verify: Verify) -> None:
+    def __init__(self, channels: Channels, front: Front) -> None:
         self._channels = channels
         self._front = front
-        self._verify = verify
 
     # grpc.aio also takes a coroutine that calls context.write; the stubs know only generators.
     async def Exchange(  # type: ignore[override]  # noqa: N802
@@ -131,7 +121,7 @@ class ChannelServicer(channel_service_pb2_grpc.ChannelServiceServicer):
         del request_iterator
         certificate = self._front.peer(context.peer())
         try:
-            await self._channels.accept(ServerFrames(context, certificate, self._verify), certificate.node)
+            await self._channels.accept(ServerFrames(context, certificate), certificate.node)
         except ConnectionLost:
             return
 
@@ -140,14 +130,17 @@ class Peers:
     """Dials other nodes, directly where the configuration says so, otherwise through the parent."""
 
     def __init__(
-        self, tunnels: Tunnels, direct: dict[str, str], context: Callable[[], SSLContext], folder: Path, verify: Verify,
+        self,
+        tunnels: Tunnels,
+        direct: dict[str, str],
+        context: Callable[[], SSLContext],
+        folder: Path,
         timeout_s: float,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._tunnels = tunnels
         self._direct = direct
         self._context = context
         self._folder = folder
-        self._verify = verify
         self._timeout_s = timeout_s
         self.paths: dict[str, tuple[str, ...]] = {}
 
@@ -165,4 +158,4 @@ class Peers:
 
         opener = over_tcp if node in self._direct else over_relays
         dialled = await Dialled(node, opener, self._context, self._folder).start()
-        return ClientFrames(dialled, self._verify)
+        return ClientFrames(dialled)

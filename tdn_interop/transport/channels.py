@@ -46,7 +46,7 @@ from tdn_interop.transport.session import Session, Timing
 class Channels:
     """Ordered exactly-once messages to and from other nodes, by peer and topic.
 
-    `verify(peer, credentials)` raises unless the credentials belong to the node of the certificate;
+    `verify(stream, credentials)` raises unless the credentials belong to the certificate of that connection;
     `connect(peer)` dials a node, directly or by a tunnel; `admits(peer, topic)` says what is served.
     """
 
@@ -54,7 +54,7 @@ class Channels:
         self,
         me: str,
         credentials: Callable[[], Credentials],
-        verify: Callable[[str, Credentials], None],
+        verify: Callable[[FrameStream, Credentials], None],
         connect: Callable[[str], Awaitable[FrameStream]],
         limits: Limits | None = None,
         *,
@@ -219,7 +219,7 @@ class Channels:
                 guard("TDN-T-SES-06").refuse(
                     Reason.UNEXPECTED_MESSAGE, f"{type(hello).__name__} before the hello", PeerProtocolError
                 )
-            await self._answering(hello, peer).serve(stream, hello)
+            await self._answering(stream, hello, peer).serve(stream, hello)
         except ConnectionLost:
             raise
         except TdnError as error:
@@ -228,12 +228,12 @@ class Channels:
                     await stream.send(Reset(Failure.of(error, self.me)))
             raise
 
-    def _answering(self, hello: Hello, peer: str) -> Channel:
+    def _answering(self, stream: FrameStream, hello: Hello, peer: str) -> Channel:
         """The channel that `hello` is for: a session of the same peer, or a new one."""
         guard("TDN-T-SES-05").check(
             not self._closed, Reason.SESSION_CLOSED, "the node has closed its channels", Unavailable
         )
-        self._verify(peer, hello.credentials)
+        self._verify(stream, hello.credentials)
         channel = self._live.get(hello.session_id)
         if channel is None:
             self._check_room(peer)
