@@ -212,7 +212,9 @@ def decode_agreement(data: bytes) -> Agreement:
 
 def encode_consent(consent: Consent) -> bytes:
     """Serialize."""
-    m = job_pb2.Consent(job_id=consent.job_id, agreement_sha256=consent.agreement_sha256)
+    m = job_pb2.Consent(
+        job_id=consent.job_id, agreement_sha256=consent.agreement_sha256, coordinator=consent.coordinator
+    )
     return m.SerializeToString(deterministic=True)
 
 

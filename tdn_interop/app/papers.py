@@ -40,7 +40,7 @@ class Papers:
 
     def consent(self) -> Signed:
         """Our consent to the agreement of the part."""
-        consent = Consent(self._part.job_id, self._part.agreement_digest)
+        consent = Consent(self._part.job_id, self._part.agreement_digest, self._part.coordinator)
         return self._key.sign(identity.CONSENT, job_wire.encode_consent(consent))
 
     def statement(self, outcome: Outcome, epoch: int) -> Signed:
@@ -86,7 +86,7 @@ class Papers:
                 self._signed(identity.CONSENT, sender, signed)
                 consent = wire.decode_consent(signed.statement)
                 known = self._part.agreement_digest
-                same = consent.job_id == self._part.job_id and consent.agreement_sha256 == known
+                same = consent == Consent(self._part.job_id, known, self._mesh.me)
                 guard("TDN-F-TSK-02").check(
                     same, Reason.DIGEST_MISMATCH, f"{sender} consents to another agreement"
                 )

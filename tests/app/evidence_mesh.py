@@ -140,8 +140,8 @@ def verdict(mesh, statements, outcome=Outcome.SUCCEEDED, missing=(), by=None, **
     return mesh.sign(by or statements[0].signer, VERDICT, message)
 
 
-def consent(mesh, name, **changes):
-    fields = {"job_id": JOB, "agreement_sha256": AGREEMENT}
+def consent(mesh, name, coordinator, **changes):
+    fields = {"job_id": JOB, "agreement_sha256": AGREEMENT, "coordinator": coordinator}
     return mesh.sign(name, CONSENT, job_pb2.Consent(**(fields | changes)))
 
 
@@ -150,4 +150,6 @@ def papers(names, mesh=None, **sizes):
     names = sorted(names)
     mesh = mesh or Mesh.of(*names, **sizes)
     end = verdict(mesh, [statement(mesh, n) for n in names])
-    return Papers(mesh, end, [consent(mesh, n) for n in names], [mesh.attest(n, end) for n in names])
+    return Papers(
+        mesh, end, [consent(mesh, n, names[0]) for n in names], [mesh.attest(n, end) for n in names]
+    )

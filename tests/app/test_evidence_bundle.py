@@ -343,7 +343,9 @@ def mesh():
 
 
 def ended(mesh, end, consents=(A, B, C), attested=(A, B, C)):
-    return Papers(mesh, end, [consent(mesh, n) for n in consents], [mesh.attest(n, end) for n in attested])
+    return Papers(
+        mesh, end, [consent(mesh, n, end.signer) for n in consents], [mesh.attest(n, end) for n in attested]
+    )
 
 
 def three(mesh, outcomes=(Outcome.SUCCEEDED,) * 3, **changes):
@@ -427,23 +429,25 @@ def test_a_verdict_that_does_not_follow_is_found(mesh, lie):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"job_id": "f" * 32}, {"agreement_sha256": b"x" * 32}], ids=["job", "agreement"]
+    "changes",
+    [{"job_id": "f" * 32}, {"agreement_sha256": b"x" * 32}, {"coordinator": B}],
+    ids=["job", "agreement", "coordinator"],
 )
 def test_a_consent_to_something_else_is_found(mesh, changes):
     case = ended(mesh, verdict(mesh, three(mesh)))
-    case.consents[1] = consent(mesh, B, **changes)
+    case.consents[1] = consent(mesh, B, **({"coordinator": A} | changes))
     assert refusal(case.bundle(), mesh.key("cn")).metadata["step"] == "8"
 
 
 def test_a_consent_of_somebody_else_is_found(mesh):
     case = ended(mesh, verdict(mesh, three(mesh)))
-    case.consents.append(consent(mesh, "shandong.cn"))
+    case.consents.append(consent(mesh, "shandong.cn", A))
     assert refusal(case.bundle(), mesh.key("cn")).metadata["step"] == "8"
 
 
 def test_a_consent_signed_by_another_party_is_found(mesh):
     case = ended(mesh, verdict(mesh, three(mesh)))
-    case.consents[1] = dataclasses.replace(consent(mesh, A), signer=B)
+    case.consents[1] = dataclasses.replace(consent(mesh, A, A), signer=B)
     error = refusal(case.bundle(), mesh.key("cn"))
     assert (error.reason, error.metadata["step"]) == (Reason.SIGNATURE_INVALID, "8")
 
@@ -455,7 +459,7 @@ def test_a_consent_signed_by_another_party_is_found(mesh):
 def test_an_event_about_something_else_is_found(mesh, changes):
     end = verdict(mesh, three(mesh))
     case = Papers(
-        mesh, end, [consent(mesh, n) for n in (A, B, C)],
+        mesh, end, [consent(mesh, n, A) for n in (A, B, C)],
         [mesh.attest(A, end), mesh.attest(B, end, **changes), mesh.attest(C, end)],
     )  # fmt: skip
     assert refusal(case.bundle(), mesh.key("cn")).metadata["step"] == "9"
@@ -543,7 +547,7 @@ def test_a_split_view_inside_a_bundle_is_found(mesh):
     first = mesh.attest(A, end)
     hub.tree.truncate(0)
     case = Papers(
-        mesh, end, [consent(mesh, n) for n in (A, B, C)], [first, mesh.attest(B, end), mesh.attest(C, end)]
+        mesh, end, [consent(mesh, n, A) for n in (A, B, C)], [first, mesh.attest(B, end), mesh.attest(C, end)]
     )
     error = refusal(case.bundle(), mesh.key("cn"))
     assert (error.reason, error.metadata["step"]) == (Reason.EQUIVOCATION, "11")

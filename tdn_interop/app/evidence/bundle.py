@@ -15,6 +15,7 @@ from tdn_interop.app.evidence.chain import Keys, check_chain, check_event, check
 from tdn_interop.app.evidence.statements import (
     VERDICT_KIND,
     Attestation,
+    Consent,
     Content,
     Event,
     Outcome,
@@ -239,10 +240,9 @@ def _consents(work: _Work) -> None:
     for signed in work.content.consents:
         check_signature(CONSENT, signed, work.keys.of(signed.signer), "a consent")
         consent = wire.decode_consent(signed.statement)
-        same = (work.verdict.job_id, work.verdict.agreement_sha256)
-        _holds(
-            (consent.job_id, consent.agreement_sha256) == same, f"{signed.signer} consented to something else"
-        )
+        # Nobody but the node that all agreed on can give the verdict.
+        wanted = Consent(work.verdict.job_id, work.verdict.agreement_sha256, work.content.verdict.signer)
+        _holds(consent == wanted, f"{signed.signer} consented to something else")
     _complete(work, [signed.signer for signed in work.content.consents], "consent")
 
 

@@ -77,10 +77,11 @@ class Attestation:
 
 @dataclass(frozen=True, slots=True)
 class Consent:
-    """A party's consent to the exact bytes of an agreement."""
+    """A party's consent to the exact bytes of an agreement, and to who gives the verdict."""
 
     job_id: str
     agreement_sha256: bytes
+    coordinator: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,7 +133,8 @@ def decode_attestation(data: bytes) -> Attestation:
 def decode_consent(data: bytes) -> Consent:
     """Parse and check."""
     m = _parse(job_pb2.Consent(), data)
-    return Consent(ids.job_id(m.job_id, PeerProtocolError), _hash(m.agreement_sha256))
+    job_id, coordinator = ids.job_id(m.job_id, PeerProtocolError), _node(m.coordinator)
+    return Consent(job_id, _hash(m.agreement_sha256), coordinator)
 
 
 def decode_statement(data: bytes) -> Statement:

@@ -431,19 +431,23 @@ class Consent(_message.Message):
 
     JOB_ID_FIELD_NUMBER: _builtins.int
     AGREEMENT_SHA256_FIELD_NUMBER: _builtins.int
+    COORDINATOR_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     agreement_sha256: _builtins.bytes
     """The agreement digest."""
+    coordinator: _builtins.str
+    """Node id of the coordinator, who alone gives the verdict."""
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         agreement_sha256: _builtins.bytes = ...,
+        coordinator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_sha256", b"agreement_sha256", "job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_sha256", b"agreement_sha256", "coordinator", b"coordinator", "job_id", b"job_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
