@@ -6,6 +6,7 @@ enforces. Messages and metadata hold names and sizes, never data, keys or secret
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import NoReturn
 
@@ -93,6 +94,7 @@ class Guard:
         raise kind(reason, message, self.requirement, **metadata)
 
 
+@functools.cache
 def guard(requirement: str) -> Guard:
     """The guard of `requirement`, an id of the catalogue such as `TDN-A-PSI-06`."""
     if not _REQUIREMENT.match(requirement):

@@ -149,10 +149,13 @@ class JobRun:
             except TdnError as error:  # a refused event changes nothing
                 self._mesh.refused(error)
                 continue
-            self._note(event)
-            await self._keep(self)
-            for effect in effects:
-                await self._perform(machine, effect)
+            try:
+                self._note(event)
+                await self._keep(self)
+                for effect in effects:
+                    await self._perform(machine, effect)
+            except Exception as error:  # noqa: BLE001  the driver of the machines: a defect ends this job, not the loop
+                self._broken(error)
 
     def _note(self, event: Event) -> None:
         """Keep what the parties said for the bundle, and why things went wrong."""
@@ -372,7 +375,11 @@ class JobRun:
         task.add_done_callback(self._defect)
 
     def _defect(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception():
-            _log.error("job work failed", job=self.part.job_id, exc_info=task.exception())
-            failure = Failure(Reason.INTERNAL, f"a defect on {self._mesh.me}", self._mesh.me)
-            self.feed(self.party, party.Failed(failure))
+        error = None if task.cancelled() else task.exception()
+        if error:
+            self._broken(error)
+
+    def _broken(self, error: BaseException) -> None:
+        _log.error("job work failed", job=self.part.job_id, exc_info=error)
+        failure = Failure(Reason.INTERNAL, f"a defect on {self._mesh.me}", self._mesh.me)
+        self.feed(self.party, party.Failed(failure))

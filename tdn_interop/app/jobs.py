@@ -177,6 +177,8 @@ class Jobs:
                 await self._dispatch(job_id, message)
             except TdnError as error:
                 self._mesh.refused(error)
+            except Exception:  # noqa: BLE001  a defect that one message meets must not make the node deaf for all others
+                _log.exception("job message failed", peer=peer)
 
     async def _dispatch(self, job_id: str, message: words.Message) -> None:
         run = self._runs.get(job_id)

@@ -104,9 +104,8 @@ class Mesh:
             self._folder,
             config.timeouts.dial_s,
         )
-        credentials = standing.credentials()
         self.channels = Channels(
-            self.me, lambda: credentials, self._verify, self.peers.connect,
+            self.me, self._credentials, self._verify, self.peers.connect,
             _limits(config),
             admits=lambda peer, topic: topic in {PING, PONG} or self.admits(peer, topic), on_event=self._noted,
         )  # fmt: skip
@@ -223,6 +222,10 @@ class Mesh:
         ))  # fmt: skip
 
     # -- assembling ----------------------------------------------------------------------------
+
+    def _credentials(self) -> Credentials:
+        """Read again each time: a node that enrols anew needs no restart."""
+        return Standing.load(self.config).credentials()
 
     def _client_context(self) -> SSLContext:
         return tls.client_context(self.standing.files)
