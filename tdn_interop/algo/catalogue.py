@@ -21,9 +21,22 @@ Text = tuple[str, str]
 Factory = Callable[[str, Task, Sequence[bytes], frozenset[str]], TaskMachine]
 
 KEY_BYTES = "key-bytes/1"  # items are the canonical bytes of a key; the application tier makes them
-SEMI_HONEST: Text = (
-    "Semi-honest: every party follows the protocol and does not pool what it sees with another.",
-    "半诚实模型：各方遵守协议，且不与他方合谋汇总所见信息。",
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityModel:
+    """Against whom an algorithm protects; `id` stands in every agreement."""
+
+    id: str
+    text: Text
+
+
+SEMI_HONEST = SecurityModel(
+    "semi-honest",
+    (
+        "Semi-honest: every party follows the protocol and does not pool what it sees with another.",
+        "半诚实模型：各方遵守协议，且不与他方合谋汇总所见信息。",
+    ),
 )
 
 
@@ -37,7 +50,7 @@ class AlgoSpec:
     receivers: tuple[frozenset[str], ...]
     suites: tuple[str, ...]
     formats: tuple[str, ...]
-    security_model: Text
+    security_model: SecurityModel
     leakage: Mapping[str, Text]  # role -> what it learns beyond its own input
     limits: tuple[Text, ...]
     factory: Factory

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tdn_interop import identity
+from tdn_interop.algo.catalogue import algorithm
 from tdn_interop.algo.handshake import Wanted, agreement_digest, negotiate
 from tdn_interop.app import flow as flows
 from tdn_interop.app import job_wire
@@ -49,7 +50,9 @@ def agree(job_id: str, flow: FlowSpec, approved: Sequence[Approved], read_record
     wanted = Wanted((flows.algorithm_id(task),), task.suites)
     choice = negotiate({party: offer.proposal for party, offer in offers.items()}, wanted)  # 4
     keys = tuple(read_record(one.record).identity_key for one in ordered)
-    return Agreement(job_id, flows.flow_sha256(flow), tuple(one.offer for one in ordered), keys, choice)
+    model = algorithm(choice.algorithm).security_model.id
+    signed = tuple(one.offer for one in ordered)
+    return Agreement(job_id, flows.flow_sha256(flow), signed, keys, choice, model)
 
 
 def confirm(

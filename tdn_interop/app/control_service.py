@@ -13,6 +13,7 @@ from tdn_interop import ids
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc
 from tdn_interop._pb.tdn.common.v1 import failure_pb2
+from tdn_interop.algo.catalogue import algorithm
 from tdn_interop.app import flow as flows
 from tdn_interop.app.data.table import CsvFormat
 from tdn_interop.app.store.jobs import JobRow
@@ -175,8 +176,17 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
             failure=failure_pb2.Failure(**failure) if failure else None,
             facts={name: fact for name, fact in row.facts.items() if name not in _SECRET_FACTS},
             hops=row.hops, progress=self._node.jobs.progress(row), flow_sha256=row.flow_sha256.hex(),
-            flow_json=row.flow.decode(),
+            flow_json=row.flow.decode(), learns=_learns(flow),
         )  # fmt: skip
+
+
+def _learns(flow: flows.FlowSpec) -> list[pb.Learning]:
+    """Who learns what, and the limits: the algorithm's own statement."""
+    task = flow.tasks[0]
+    spec = algorithm(flows.algorithm_id(task))
+    said = [(party, spec.leakage[role]) for party, role in flows.roles(task).items()]
+    said += [("", text) for text in (spec.security_model.text, *spec.limits)]
+    return [pb.Learning(party=party, en=text[0], zh=text[1]) for party, text in said]
 
 
 def _resource(row: ResourceRow) -> pb.Resource:

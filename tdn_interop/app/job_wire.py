@@ -193,6 +193,7 @@ def encode_agreement(agreement: Agreement) -> bytes:
     """Serialize; the bytes that everybody hashes."""
     m = job_pb2.Agreement(
         job_id=agreement.job_id, flow_sha256=agreement.flow_sha256, identity_keys=agreement.identity_keys,
+        security_model=agreement.security_model,
         offers=[records_wire.signed_to_pb(offer) for offer in agreement.offers],
     )  # fmt: skip
     m.choice.ParseFromString(algo_wire.encode_choice(agreement.choice))
@@ -206,7 +207,12 @@ def decode_agreement(data: bytes) -> Agreement:
     choice = algo_wire.decode_choice(m.choice.SerializeToString())
     offers = tuple(records_wire.signed_from_pb(offer) for offer in m.offers)
     return Agreement(
-        ids.job_id(m.job_id, PeerProtocolError), m.flow_sha256, offers, tuple(m.identity_keys), choice
+        ids.job_id(m.job_id, PeerProtocolError),
+        m.flow_sha256,
+        offers,
+        tuple(m.identity_keys),
+        choice,
+        m.security_model,
     )
 
 

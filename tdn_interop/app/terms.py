@@ -37,3 +37,4 @@ class Agreement:
     offers: tuple[Signed, ...]
     identity_keys: tuple[bytes, ...]
     choice: Choice
+    security_model: str

@@ -14,7 +14,7 @@ def test_every_algorithm_is_stated_in_full(spec):
     assert set(spec.holders) <= set(spec.roles)
     assert all(receivers <= set(spec.roles) for receivers in spec.receivers)
     assert set(spec.suites) <= set(SUITES)
-    texts = [spec.security_model, *spec.leakage.values(), *spec.limits]
+    texts = [spec.security_model.text, *spec.leakage.values(), *spec.limits]
     assert all(len(text) == 2 and all(text) for text in texts)
 
 

@@ -652,6 +652,7 @@ class JobView(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     FLOW_SHA256_FIELD_NUMBER: _builtins.int
     FLOW_JSON_FIELD_NUMBER: _builtins.int
+    LEARNS_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job id."""
     state: _builtins.str
@@ -696,6 +697,10 @@ class JobView(_message.Message):
         sets, the size of the result and its file.
         """
 
+    @_builtins.property
+    def learns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Learning]:
+        """Who learns what, by the algorithm's own statement; then, with an empty party, the limits of it."""
+
     def __init__(
         self,
         *,
@@ -716,14 +721,45 @@ class JobView(_message.Message):
         progress: _builtins.float = ...,
         flow_sha256: _builtins.str = ...,
         flow_json: _builtins.str = ...,
+        learns: _abc.Iterable[Global___Learning] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "coordinator", b"coordinator", "created_at_ms", b"created_at_ms", "ended_at_ms", b"ended_at_ms", "facts", b"facts", "failure", b"failure", "flow", b"flow", "flow_json", b"flow_json", "flow_sha256", b"flow_sha256", "hops", b"hops", "job_id", b"job_id", "parties", b"parties", "party_state", b"party_state", "progress", b"progress", "recipients", b"recipients", "state", b"state", "suite", b"suite"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "coordinator", b"coordinator", "created_at_ms", b"created_at_ms", "ended_at_ms", b"ended_at_ms", "facts", b"facts", "failure", b"failure", "flow", b"flow", "flow_json", b"flow_json", "flow_sha256", b"flow_sha256", "hops", b"hops", "job_id", b"job_id", "learns", b"learns", "parties", b"parties", "party_state", b"party_state", "progress", b"progress", "recipients", b"recipients", "state", b"state", "suite", b"suite"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___JobView: _TypeAlias = JobView  # noqa: Y015
+
+@_typing.final
+class Learning(_message.Message):
+    """What one party learns beyond its own input and the result it is entitled to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTY_FIELD_NUMBER: _builtins.int
+    EN_FIELD_NUMBER: _builtins.int
+    ZH_FIELD_NUMBER: _builtins.int
+    party: _builtins.str
+    """Node id."""
+    en: _builtins.str
+    """In English."""
+    zh: _builtins.str
+    """In Chinese."""
+    def __init__(
+        self,
+        *,
+        party: _builtins.str = ...,
+        en: _builtins.str = ...,
+        zh: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["en", b"en", "party", b"party", "zh", b"zh"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Learning: _TypeAlias = Learning  # noqa: Y015
 
 @_typing.final
 class ListJobsRequest(_message.Message):

@@ -338,10 +338,13 @@ class Agreement(_message.Message):
     OFFERS_FIELD_NUMBER: _builtins.int
     IDENTITY_KEYS_FIELD_NUMBER: _builtins.int
     CHOICE_FIELD_NUMBER: _builtins.int
+    SECURITY_MODEL_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     flow_sha256: _builtins.bytes
     """SHA-256 of the canonical JSON of the flow."""
+    security_model: _builtins.str
+    """Id of the security model of the chosen algorithm, such as `semi-honest`."""
     @_builtins.property
     def offers(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
         """Every signed Offer, sorted by node id of the party."""
@@ -362,10 +365,11 @@ class Agreement(_message.Message):
         offers: _abc.Iterable[_identity_pb2.Signed] | None = ...,
         identity_keys: _abc.Iterable[_builtins.bytes] | None = ...,
         choice: _handshake_pb2.Choice | None = ...,
+        security_model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "flow_sha256", b"flow_sha256", "identity_keys", b"identity_keys", "job_id", b"job_id", "offers", b"offers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "flow_sha256", b"flow_sha256", "identity_keys", b"identity_keys", "job_id", b"job_id", "offers", b"offers", "security_model", b"security_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
