@@ -12,7 +12,7 @@ from tdn_interop.app.cli import arguments
 from tdn_interop.app.cli.invocation import Invocation, invocation
 
 if TYPE_CHECKING:
-    from tdn_interop.app.cli.client import NodeClient
+    from tdn_interop.app.control_client import NodeClient
 
 app = typer.Typer(help="Send and receive files over a channel.", no_args_is_help=True)
 

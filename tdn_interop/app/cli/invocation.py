@@ -19,7 +19,7 @@ from tdn_interop.app.cli.words import Words
 from tdn_interop.errors import ConfigError, Reason, guard
 
 if TYPE_CHECKING:
-    from tdn_interop.app.cli.client import NodeClient
+    from tdn_interop.app.control_client import NodeClient
     from tdn_interop.config import NodeConfig
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class Invocation:
         return Membership.load(self.config.file("membership.json")).top_identity_key
 
     async def _ask(self, question: Callable[[NodeClient], Awaitable[T]]) -> T:
-        from tdn_interop.app.cli.client import connected  # noqa: PLC0415  see the module docstring
+        from tdn_interop.app.control_client import connected  # noqa: PLC0415  see the module docstring
         from tdn_interop.config import control_socket  # noqa: PLC0415
 
         where = f"{self.config.id}, configured in {self.options.config or self.config.dir}"

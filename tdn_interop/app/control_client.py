@@ -1,4 +1,4 @@
-"""The command line's side of `NodeControlService`: answers are plain documents, the JSON of `--json`."""
+"""The asking side of `NodeControlService`: answers are plain documents, the JSON of `--json`."""
 
 from __future__ import annotations
 
