@@ -16,8 +16,9 @@ from pathlib import Path
 
 import grpc
 import grpc.aio
+import structlog
 
-from tdn_interop.errors import TdnError
+from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport import tls
 from tdn_interop.transport.front import HANDSHAKE_S, Pipe
 from tdn_interop.transport.pki import PeerCertificate
@@ -35,6 +36,7 @@ OPTIONS: list[tuple[str, int | str]] = [
 Open = Callable[[], Awaitable[socket.socket]]
 
 _numbers = itertools.count(1)
+_log = structlog.get_logger("tdn.dial")
 
 
 class Dialled:
@@ -81,8 +83,12 @@ class Dialled:
         return self.error if unavailable else None
 
     def broken(self, error: TdnError) -> None:
-        """Remember why a connection failed or broke."""
-        self.error = error
+        """An established connection broke: who answered is not in doubt, so dialling again may help."""
+        _log.warning(
+            "refused", reason=error.reason.name, requirement=error.requirement, message=error.message
+        )
+        if error.reason is not Reason.E2E_AUTH_FAILED:  # else: our certificate was refused
+            self.error = error
 
     def serve(self, local: Pipe) -> None:
         """Carry one local connection out."""
@@ -93,18 +99,24 @@ class Dialled:
     async def _carry(self, local: Pipe) -> None:
         loop = asyncio.get_running_loop()
         remote = Pipe(self.broken, self.node)
+        stream: socket.socket | None = None
         try:
+            context = self._context()
             stream = await self._open()
-            transport, _ = await loop.create_connection(
-                lambda: remote, sock=stream, ssl=self._context(), server_hostname=self.node,
-                ssl_handshake_timeout=HANDSHAKE_S,
-            )  # fmt: skip
+            async with asyncio.timeout(HANDSHAKE_S):
+                transport, _ = await loop.create_connection(
+                    lambda: remote, sock=stream, ssl=context, server_hostname=self.node
+                )
             self.peer = tls.peer_certificate(transport.get_extra_info("ssl_object"))
-        except (OSError, TdnError, TimeoutError) as error:
-            self.error = tls.explain(error, self.node)
+        except (OSError, TdnError, asyncio.CancelledError) as error:
             for pipe in (local, remote):
                 if pipe.transport:
                     pipe.transport.abort()
+            if stream and remote.transport is None:
+                stream.close()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            self.error = tls.explain(error, self.node)
             return
         self.error = None
         self._pipes.update((local, remote))

@@ -45,7 +45,7 @@ async def enrol(token: Token, key: Identity, role: str, folder: Path) -> Enrolle
     3. Connect again, now verifying the issuer's name below that root.
     4. Send the application, signed by our identity key.
     5. The record is signed by the top that the token names, and holds our key and our parent.
-    6. The leaf names us and holds our TLS key.
+    6. The leaf names us and holds our TLS key; the CA certificate of a hub holds our CA key.
 
     Errors: IDENTITY_MISMATCH (2, 5, 6), TOKEN_INVALID, UNREACHABLE, and the issuer's refusals.
     """
@@ -64,14 +64,27 @@ async def enrol(token: Token, key: Identity, role: str, folder: Path) -> Enrolle
     async with _Issuer(token, lambda: tls.enrolment_context(root_pem), folder) as issuer:  # 3
         answer = await issuer.enrol(request)  # 4
     membership = _membership(token, key, answer)  # 5
-    chain = [x509.load_der_x509_certificate(der) for der in answer.tls_chain_der]
+    chain = [_certificate(der) for der in answer.tls_chain_der]
     named = chain and pki.read_peer(pki.der(chain[0])).node == key.node
-    ours = named and chain[0].public_key() == tls_key.public_key()
-    guard("TDN-T-IDN-07").check(
-        ours, Reason.IDENTITY_MISMATCH, "the issuer sent a certificate that is not ours"
-    )  # 6
-    authority = pki.Authority(x509.load_der_x509_certificate(answer.ca_der), ca_key) if ca_key else None
+    _ours(named and chain[0].public_key() == tls_key.public_key())  # 6
+    authority = pki.Authority(_certificate(answer.ca_der), ca_key) if ca_key else None
+    _ours(authority is None or authority.certificate.public_key() == authority.key.public_key())
     return Enrolled(root, chain, tls_key, authority, membership)
+
+
+def _certificate(der: bytes) -> x509.Certificate:
+    try:
+        return x509.load_der_x509_certificate(der)
+    except ValueError:
+        guard("TDN-T-ENC-01").refuse(
+            Reason.INVALID_REQUEST, "the issuer sent something that is no certificate"
+        )
+
+
+def _ours(ok: object) -> None:
+    guard("TDN-T-IDN-07").check(
+        ok, Reason.IDENTITY_MISMATCH, "the issuer sent a certificate that is not ours"
+    )
 
 
 async def _fetch_root(token: Token, folder: Path) -> x509.Certificate:

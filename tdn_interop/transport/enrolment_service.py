@@ -49,7 +49,7 @@ class Endorser:
 
 
 class EndorsementServicer(enrolment_service_pb2_grpc.EndorsementServiceServicer):
-    """Endorse for hubs: a hub may speak only for nodes below it."""
+    """Endorse for hubs: a hub may speak only for its own children."""
 
     def __init__(
         self, endorser: Endorser, is_member: Callable[[str], bool], peer_of: Callable[[str], str]
@@ -64,9 +64,10 @@ class EndorsementServicer(enrolment_service_pb2_grpc.EndorsementServiceServicer)
         """See the proto."""
         signed = records_wire.signed_from_pb(request.application)
         hub = self._peer_of(context.peer())
-        ok = self._is_member(hub) and ids.is_below(signed.signer, hub)
+        role = records_wire.decode_application(signed.statement).role
+        ok = self._is_member(hub) and ids.parent(signed.signer) == hub and role == "child"
         guard("TDN-T-IDN-07").check(
-            ok, Reason.POLICY_DENIED, f"{hub} cannot speak for {signed.signer}", Refused
+            ok, Reason.POLICY_DENIED, f"{hub} cannot speak for {signed.signer} as {role}", Refused
         )
         record = await self._endorser.endorse(signed)
         return enrolment_service_pb2.EndorseResponse(record=records_wire.signed_to_pb(record))

@@ -13,30 +13,32 @@ import contextlib
 import itertools
 import socket
 import ssl
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
-from tdn_interop.errors import Reason, TdnError, Unavailable, guard
+from tdn_interop.errors import Reason, Refused, TdnError, Unavailable, guard
 from tdn_interop.transport import tls
 from tdn_interop.transport.pki import PeerCertificate
 
 HANDSHAKE_S = 10.0
-# Handshakes that may run at once; more wait in the listen queue of the kernel.
-HALF_OPEN = 64
+# Handshakes that may run at once on a listener; beyond, the oldest one of the busiest source gives way.
+HALF_OPEN = 256
+# How long a listener rests when a connection cannot be accepted, for instance for want of descriptors.
+ACCEPT_REST_S = 0.2
 # Bytes kept for a slow reader before the fast side is paused.
 HIGH_WATER = 4 << 20
 
-ContextFactory = Callable[[], ssl.SSLContext]
+ContextFactory = Callable[[], tls.ServerContext]
 Refusal = Callable[[TdnError], None]
 
 
 class Pipe(asyncio.Protocol):
-    """Copies bytes to its mate and pauses its own side while the mate is full."""
+    """Copies bytes to its mate and pauses its own side while the mate is full; reads nothing before it has one."""
 
     def __init__(self, on_broken: Refusal | None = None, other: str = "") -> None:
         self.transport: asyncio.Transport | None = None
         self._mate: Pipe | None = None
-        self.early: list[bytes] = []
         self._on_broken = on_broken
         self._other = other
 
@@ -44,22 +46,21 @@ class Pipe(asyncio.Protocol):
         """From now on bytes flow both ways."""
         self._mate, mate._mate = mate, self
         for one in (self, mate):
-            for data in one.early:
-                one.data_received(data)
-            one.early.clear()
             if one.transport is None or one.transport.is_closing():
                 one.connection_lost(None)
+            else:
+                one.transport.resume_reading()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
-        self.transport = transport  # type: ignore[assignment]  # asyncio hands out a Transport for streams
-        self.transport.set_write_buffer_limits(HIGH_WATER)  # type: ignore[union-attr]  # set one line above
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101  asyncio hands out one for streams
+        self.transport = transport
+        transport.set_write_buffer_limits(HIGH_WATER)
+        transport.pause_reading()
 
     def data_received(self, data: bytes) -> None:
-        """Hand on, or keep until joined (at most one read: reading is paused by TLS until then)."""
-        if self._mate is None:
-            self.early.append(data)
-        elif self._mate.transport is not None:
+        """Hand on."""
+        if self._mate and self._mate.transport:
             self._mate.transport.write(data)
 
     def pause_writing(self) -> None:
@@ -75,7 +76,7 @@ class Pipe(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Close the mate; a broken TLS stream is a refusal that somebody has to hear of."""
         if isinstance(exc, ssl.SSLError) and self._on_broken:
-            self._on_broken(tls.explain(exc, self._other))
+            self._on_broken(tls.broken(exc, self._other))
         if self._mate and self._mate.transport:
             self._mate.transport.close()
 
@@ -91,8 +92,10 @@ class Front:
         self._peers: dict[str, PeerCertificate | None] = {}
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._half_open = asyncio.Semaphore(HALF_OPEN)
+        # Handshake -> address it comes from, oldest first.
+        self._half_open: dict[asyncio.Task[None], str] = {}
         self._pipes: set[Pipe] = set()
+        self._raw: set[socket.socket] = set()  # accepted, and not yet a transport's
 
     def peer(self, grpc_peer: str) -> PeerCertificate:
         """The certificate behind `context.peer()`. Errors: UNAUTHENTICATED."""
@@ -123,6 +126,7 @@ class Front:
 
     def take(self, stream: socket.socket, origin: str) -> None:
         """Serve TLS on a connected socket, such as the end of a tunnel; `origin` is only for the log."""
+        self._raw.add(stream)
         self._spawn(self._serve(stream, origin))
 
     async def close(self) -> None:
@@ -130,6 +134,8 @@ class Front:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for stream in self._raw:
+            stream.close()
         for pipe in list(self._pipes):
             if pipe.transport:
                 pipe.transport.abort()
@@ -138,29 +144,50 @@ class Front:
         loop = asyncio.get_running_loop()
         with listener:
             while True:
-                stream, address = await loop.sock_accept(listener)
-                await self._half_open.acquire()
-                self._spawn(self._serve(stream, f"{address[0]}:{address[1]}", self._half_open))
+                try:
+                    stream, address = await loop.sock_accept(listener)
+                except OSError as error:
+                    self._on_refusal(tls.explain(error, "a connection could not be accepted"))
+                    await asyncio.sleep(ACCEPT_REST_S)
+                    continue
+                self._make_room()
+                self._raw.add(stream)
+                task = self._spawn(self._serve(stream, f"{address[0]}:{address[1]}"))
+                self._half_open[task] = address[0]
+                task.add_done_callback(lambda done: self._half_open.pop(done, None))
+                await asyncio.sleep(0)  # a turn for the others: accepting does not wait under a flood
 
-    async def _serve(self, stream: socket.socket, origin: str, slot: asyncio.Semaphore | None = None) -> None:
+    def _make_room(self) -> None:
+        """So that nobody locks others out by handshakes that never end (RFC 4987 section 3.3)."""
+        if len(self._half_open) < HALF_OPEN:
+            return
+        busiest, count = Counter(self._half_open.values()).most_common(1)[0]
+        oldest = next(task for task, source in self._half_open.items() if source == busiest)
+        del self._half_open[oldest]
+        oldest.cancel()
+        words = f"{busiest} keeps {count} TLS handshakes unfinished"
+        self._on_refusal(Refused(Reason.RESOURCE_EXHAUSTED, words, "TDN-T-LIM-03"))
+
+    async def _serve(self, stream: socket.socket, origin: str) -> None:
         try:
             outer, peer = await self._handshake(stream, origin)
-        except (OSError, TdnError, TimeoutError) as error:
+        except (OSError, TdnError) as error:
             stream.close()
             self._on_refusal(tls.explain(error, origin))
             return
         finally:
-            if slot:
-                slot.release()
+            self._raw.discard(stream)
         await self._connect(outer, peer)
 
     async def _handshake(self, stream: socket.socket, origin: str) -> tuple[Pipe, PeerCertificate | None]:
         stream.setblocking(False)
         context = self._context()
+        context.tell = stream.send
         outer = Pipe(self._on_refusal, origin)
-        transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-            lambda: outer, stream, ssl=context, ssl_handshake_timeout=HANDSHAKE_S
-        )
+        async with asyncio.timeout(HANDSHAKE_S):
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                lambda: outer, stream, ssl=context
+            )
         if context.verify_mode is ssl.CERT_NONE:
             return outer, None
         try:
@@ -171,21 +198,25 @@ class Front:
 
     async def _connect(self, outer: Pipe, peer: PeerCertificate | None) -> None:
         loop = asyncio.get_running_loop()
-        name = self._folder / f"in{next(self._numbers)}"
+        # Other fronts of the node have their sockets in the same folder.
+        name = self._folder / f"{self._backend.stem}-in{next(self._numbers)}"
+        name.unlink(missing_ok=True)  # of a process that was killed
         inside = socket.socket(socket.AF_UNIX)
         inside.setblocking(False)
-        inside.bind(str(name))
         key = f"unix:{name}"
         self._peers[key] = peer
         try:
+            inside.bind(str(name))
             await loop.sock_connect(inside, str(self._backend))
             _, inner = await loop.create_unix_connection(lambda: _Inner(self, key), sock=inside)
-        except OSError:
+        except (OSError, asyncio.CancelledError) as error:
             inside.close()
             self._forget(key)
             if outer.transport:
                 outer.transport.abort()
-            return
+            if isinstance(error, OSError):  # the server behind has stopped
+                return
+            raise
         finally:
             # gRPC has read the name by now or never will; a name left behind would only litter.
             name.unlink(missing_ok=True)
@@ -196,10 +227,11 @@ class Front:
     def _forget(self, key: str) -> None:
         self._peers.pop(key, None)
 
-    def _spawn(self, work: asyncio.Future[None] | object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]  # always a coroutine of ours
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 class _Inner(Pipe):

@@ -8,6 +8,7 @@ nothing, but must come back by itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from ssl import SSLContext
@@ -119,7 +120,6 @@ class Link:
         """Take or refuse a tunnel that waits at the parent."""
         call = self._tunnel(((relay_service.JOIN, records_wire.encode_join(join)),))
         if join.refusal:
-            await call.done_writing()
             await self.ask(_end(call))
             return None
         return _Receipted(call, self)
@@ -186,7 +186,9 @@ class _Receipted(ClientLeg):
 
 
 async def _end(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
-    """Read to the end, so that the status of the call is known; raises it."""
+    """Say nothing more and read to the end, so that the status of the call is known; raises it."""
+    with contextlib.suppress(asyncio.InvalidStateError):  # it has ended already
+        await call.done_writing()
     while await call.read() is not grpc.aio.EOF:
         continue
 

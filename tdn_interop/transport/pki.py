@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from tdn_interop import ids
-from tdn_interop.errors import PeerProtocolError, Reason, TdnError, guard
+from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, guard
 
 LEAF_LIFE = dt.timedelta(hours=24)
 CA_LIFE = dt.timedelta(days=365)
@@ -85,7 +86,7 @@ def requested_key(csr_der: bytes) -> ec.EllipticCurvePublicKey:
         key = csr.public_key()
         ok = csr.is_signature_valid and isinstance(key, ec.EllipticCurvePublicKey)
         ok = ok and isinstance(key.curve, ec.SECP256R1)  # type: ignore[union-attr]  # narrowed just before
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         ok = False
     guard("TDN-T-IDN-07").check(
         ok, Reason.INVALID_REQUEST, "the certificate request is not a valid P-256 request"
@@ -121,16 +122,18 @@ def issue_intermediate(issuer: Authority, hub: str, key: ec.EllipticCurvePublicK
 
 def read_peer(certificate_der: bytes) -> PeerCertificate:
     """The node a verified certificate names. Errors: IDENTITY_MISMATCH unless it has exactly one DNS name."""
-    certificate = x509.load_der_x509_certificate(certificate_der)
     try:
+        certificate = x509.load_der_x509_certificate(certificate_der)
         names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except x509.ExtensionNotFound:
+    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
         names = []
-    ok = len(names) == 1 and isinstance(names[0], x509.DNSName)
-    guard("TDN-T-IDN-02").check(
-        ok, Reason.IDENTITY_MISMATCH, "the certificate does not name exactly one node"
-    )
-    node = ids.node_id(str(names[0].value), PeerProtocolError)
+    if len(names) != 1 or not isinstance(names[0], x509.DNSName):
+        guard("TDN-T-IDN-02").refuse(
+            Reason.IDENTITY_MISMATCH,
+            "the certificate does not name exactly one node, by one DNS name",
+            Refused,
+        )
+    node = ids.node_id(names[0].value, PeerProtocolError)
     expires = int(certificate.not_valid_after_utc.timestamp() * 1000)
     return PeerCertificate(node, spki_sha256(certificate), expires)
 

@@ -9,11 +9,12 @@ notice and take another way.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from tdn_interop import identity
 from tdn_interop.errors import Reason, Refused, TdnError, Unavailable, guard
@@ -50,6 +51,7 @@ class _Waiting:
     """A tunnel that waits for the node below to join."""
 
     node: str
+    destination: str
     joined: asyncio.Future[tuple[Leg, tuple[str, ...]]]
     done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -76,10 +78,10 @@ class Tunnels:
         self._up = up
         self._front = front
         self._on_receipt = on_receipt
-        self._below: dict[str, asyncio.Queue[Opening]] = {}
+        self._below: dict[str, asyncio.Queue[Opening | None]] = {}
         self._waiting: dict[bytes, _Waiting] = {}
         self._open = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
 
     @property
     def attached(self) -> list[str]:
@@ -88,7 +90,7 @@ class Tunnels:
 
     @property
     def count(self) -> int:
-        """Tunnels that this node carries now."""
+        """Tunnels of others that end here or pass here now, those that are being opened included."""
         return self._open
 
     async def dial(self, destination: str, timeout_s: float) -> tuple[socket.socket, tuple[str, ...]]:
@@ -96,16 +98,19 @@ class Tunnels:
         opening = Opening(os.urandom(16), self.me, destination, HOP_LIMIT, int(timeout_s * 1000), ())
         onward = await self._onward(opening)
         near, far = socket_pair()
-        self.spawn(self._carry(opening, SocketLeg(near), onward, self.me))
+        leg = SocketLeg(near)
+        self.spawn(self._carry(opening, leg, onward, self.me), leg, onward.leg)
         return far, onward.path
 
-    async def attach(self, node: str) -> AsyncIterator[Opening]:
-        """Openings for the adjacent node below that keeps this stream; a newer stream replaces an older one."""
-        queue: asyncio.Queue[Opening] = asyncio.Queue(MAX_WAITING)
-        self._below[node] = queue
+    @contextlib.contextmanager
+    def attach(self, node: str) -> Iterator[asyncio.Queue[Opening | None]]:
+        """Openings for the adjacent node below, within the block; None when a newer stream of that node is here."""
+        queue: asyncio.Queue[Opening | None] = asyncio.Queue()
+        older, self._below[node] = self._below.get(node), queue
+        if older:
+            older.put_nowait(None)
         try:
-            while True:
-                yield await queue.get()
+            yield queue
         finally:
             if self._below.get(node) is queue:
                 del self._below[node]
@@ -115,21 +120,15 @@ class Tunnels:
     ) -> Signed | None:
         """Serve an opening of an adjacent node: open the way onward, say `ready`, carry, sign a receipt."""
         route.admit(opening, previous, self.me, self._parent)
-        guard("TDN-T-LIM-03").check(
-            self._open < MAX_TUNNELS,
-            Reason.RESOURCE_EXHAUSTED,
-            f"{self.me} carries {self._open} tunnels",
-            Refused,
-        )
-        onward = await self._onward(opening)
-        here = onward.next == self.me
-        try:
-            await ready(() if here else (self.me, *onward.path))
-        except BaseException:
-            await _abandon(onward.leg)
-            onward.finish()
-            raise
-        return await self._carry(opening, leg, onward, previous)
+        with self._slot():
+            onward = await self._onward(opening)
+            here = onward.next == self.me
+            try:
+                await ready(() if here else (self.me, *onward.path))
+            except BaseException:
+                await _abandon(onward)
+                raise
+            return await self._carry(opening, leg, onward, previous)
 
     async def joined(self, join: Join, node: str, leg: Leg) -> None:
         """Serve a join of an adjacent node below; returns when the tunnel has ended."""
@@ -138,9 +137,7 @@ class Tunnels:
         guard("TDN-T-RTE-05").check(expected, Reason.NO_ROUTE, f"no tunnel waits for {node}", Refused)
         assert waiting is not None  # noqa: S101  for the type checker, checked one line above
         if join.refusal:
-            reason = Reason[join.refusal]
-            error = Refused(reason, f"{node} did not take the tunnel", "TDN-T-RTE-03")
-            waiting.joined.set_exception(error)
+            waiting.joined.set_exception(_not_taken(Reason[join.refusal], waiting))
             return
         waiting.joined.set_result((leg, join.path))
         await waiting.done
@@ -148,38 +145,52 @@ class Tunnels:
     async def from_above(self, opening: Opening) -> None:
         """Take a tunnel that waits at the parent: open the way down first, then join."""
         assert self._up is not None  # noqa: S101  only a parent calls this
-        try:
-            route.admit(opening, self._parent, self.me, self._parent)
-            onward = await self._onward(opening)
-        except TdnError as error:
-            await self._up.join(Join(opening.tunnel_id, (), error.reason.name))
-            return
-        here = onward.next == self.me
-        path = () if here else (self.me, *onward.path)
-        try:
-            leg = await self._up.join(Join(opening.tunnel_id, path, ""))
-        except TdnError:
-            await _abandon(onward.leg)
-            onward.finish()
-            return
-        if leg:
-            await self._carry(opening, leg, onward, self._parent)
+        with contextlib.ExitStack() as slot:
+            try:
+                route.admit(opening, self._parent, self.me, self._parent)
+                slot.enter_context(self._slot())
+                onward = await self._onward(opening)
+            except TdnError as error:
+                with contextlib.suppress(TdnError):  # a parent that is gone needs no answer
+                    await self._up.join(Join(opening.tunnel_id, (), error.reason.name))
+                return
+            path = () if onward.next == self.me else (self.me, *onward.path)
+            try:
+                leg = await self._up.join(Join(opening.tunnel_id, path, ""))
+            except TdnError:
+                await _abandon(onward)
+                return
+            if leg:
+                await self._carry(opening, leg, onward, self._parent)
 
-    def spawn(self, work: Awaitable[object]) -> None:
-        """Run in the background until done or until `close`."""
-
-        async def run() -> None:
-            await work
-
-        task = asyncio.create_task(run())
+    def spawn(self, work: Coroutine[Any, Any, object], *legs: Leg) -> None:
+        """Run in the background until done or until `close`; the legs are freed even if it never ran."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        for leg in legs:
+            task.add_done_callback(lambda _, leg=leg: leg.drop())  # type: ignore[misc]  # mypy infers no default
 
     async def close(self) -> None:
-        """End every tunnel."""
+        """End every tunnel; relays give their receipts."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        """The place of a tunnel of others, from its opening on. Errors: RESOURCE_EXHAUSTED."""
+        words = f"{self.me} has {self._open} tunnels and takes no more for now"
+        guard("TDN-T-LIM-03").check(self._open < MAX_TUNNELS, Reason.RESOURCE_EXHAUSTED, words, Unavailable)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101  only coroutines take a place
+        self._open += 1
+        self._tasks.add(task)
+        try:
+            yield
+        finally:
+            self._open -= 1
+            self._tasks.discard(task)
 
     async def _onward(self, opening: Opening) -> _Onward:
         step = route.next_step(self.me, self._parent, opening.destination)
@@ -196,41 +207,52 @@ class Tunnels:
 
     async def _down(self, opening: Opening, node: str) -> _Onward:
         queue = self._below.get(node)
-        ok = queue is not None and opening.tunnel_id not in self._waiting
-        guard("TDN-T-RTE-03").check(ok, Reason.NO_ROUTE, f"{node} is not attached to {self.me}", Refused)
-        waiting = _Waiting(node, asyncio.get_running_loop().create_future())
+        if queue is None or opening.tunnel_id in self._waiting:
+            route.no_route(opening.destination)
+        guard("TDN-T-LIM-03").check(
+            queue.qsize() < MAX_WAITING,
+            Reason.RESOURCE_EXHAUSTED,
+            f"too many tunnels wait for {node}",
+            Unavailable,
+        )
+        waiting = _Waiting(node, opening.destination, asyncio.get_running_loop().create_future())
         self._waiting[opening.tunnel_id] = waiting
         try:
-            queue.put_nowait(opening)  # type: ignore[union-attr]  # checked above
+            queue.put_nowait(opening)
             async with asyncio.timeout(opening.deadline_ms / 1000):
                 leg, path = await waiting.joined
-        except asyncio.QueueFull:
-            guard("TDN-T-LIM-03").refuse(
-                Reason.RESOURCE_EXHAUSTED, f"too many tunnels wait for {node}", Refused
-            )
-        except TimeoutError:
-            guard("TDN-T-DDL-02").refuse(Reason.DEADLINE, f"{node} did not join in time", Unavailable)
+        except BaseException as error:
+            _release(waiting.done)  # it may have joined in the meantime
+            if isinstance(error, TimeoutError):
+                guard("TDN-T-DDL-02").refuse(Reason.DEADLINE, f"{node} did not join in time", Unavailable)
+            raise
         finally:
             del self._waiting[opening.tunnel_id]
         return _Onward(leg, path, node, lambda: _release(waiting.done))
 
     async def _carry(self, opening: Opening, leg: Leg, onward: _Onward, previous: str) -> Signed | None:
+        """Carry until the end, whatever ends it: a caller that is gone must not take the evidence along."""
         counter, started = Counter(), now_ms()
-        self._open += 1
+        signed = None
         try:
             await splice(leg, onward.leg, counter)
         finally:
-            self._open -= 1
             onward.finish()
-        if self.me in {opening.source, opening.destination}:
-            return None
-        receipt = Receipt(
-            opening.tunnel_id, self.me, opening.source, opening.destination, previous, onward.next,
-            counter.forward, counter.backward, started, now_ms(),
-        )  # fmt: skip
-        signed = self._key.sign(identity.RECEIPT, records_wire.encode_receipt(receipt))
-        await self._on_receipt(signed)
+            leg.drop()
+            onward.leg.drop()
+            if self.me not in {opening.source, opening.destination}:
+                signed = self._receipt(opening, previous, onward.next, counter, started)
+                await self._on_receipt(signed)
         return signed
+
+    def _receipt(
+        self, opening: Opening, previous: str, onward: str, counter: Counter, started_at_ms: int
+    ) -> Signed:
+        receipt = Receipt(
+            opening.tunnel_id, self.me, opening.source, opening.destination, previous, onward,
+            counter.forward, counter.backward, started_at_ms, now_ms(),
+        )  # fmt: skip
+        return self._key.sign(identity.RECEIPT, records_wire.encode_receipt(receipt))
 
 
 def _nothing() -> None:
@@ -242,6 +264,17 @@ def _release(done: asyncio.Future[None]) -> None:
         done.set_result(None)
 
 
-async def _abandon(leg: Leg) -> None:
-    await leg.close()
-    await leg.settle()
+async def _abandon(onward: _Onward) -> None:
+    await onward.leg.close()
+    await onward.leg.settle()
+    onward.leg.drop()
+    onward.finish()
+
+
+def _not_taken(reason: Reason, waiting: _Waiting) -> Refused:
+    """What the node below said, in words that tell no more than a refusal of our own would."""
+    missing = reason is Reason.NO_ROUTE
+    words = (
+        f"there is no way to {waiting.destination}" if missing else f"{waiting.node} did not take the tunnel"
+    )
+    return Refused(reason, words, "TDN-T-RTE-03")

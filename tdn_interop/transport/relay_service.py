@@ -73,10 +73,10 @@ class RelayServicer:
     ) -> AsyncIterator[relay_service_pb2.AttachResponse]:
         node = self._front.peer(context.peer()).node
         self._member(node)
-        openings = self._tunnels.attach(node)
-        yield relay_service_pb2.AttachResponse()
-        async for opening in openings:
-            yield relay_service_pb2.AttachResponse(opening=records_wire.opening_to_pb(opening))
+        with self._tunnels.attach(node) as openings:
+            yield relay_service_pb2.AttachResponse()
+            while opening := await openings.get():
+                yield relay_service_pb2.AttachResponse(opening=records_wire.opening_to_pb(opening))
 
     def _member(self, node: str) -> None:
         guard("TDN-T-RTE-05").check(self._is_member(node), Reason.POLICY_DENIED, f"{node} is no member here")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from tdn_interop import ids
 from tdn_interop.errors import Reason, Refused, guard
@@ -15,6 +16,8 @@ from tdn_interop.transport.records_wire import Opening
 
 # What one relay needs of the remaining time for itself, in milliseconds.
 HOP_COST_MS = 10
+# Nobody may keep a relay waiting for longer; the largest `timeouts.dial_s` of the configuration.
+MAX_DEADLINE_MS = 300_000
 
 
 class Way(enum.Enum):
@@ -33,6 +36,11 @@ class Step:
     node: str
 
 
+def no_route(destination: str) -> NoReturn:
+    """One answer for nodes that are unknown, forbidden or away, wherever it is given: the asker learns no more."""
+    guard("TDN-T-RTE-03").refuse(Reason.NO_ROUTE, f"there is no way to {destination}", Refused)
+
+
 def next_step(me: str, parent: str, destination: str) -> Step:
     """The step from `me` towards `destination`. Errors: NO_ROUTE at a top that is not above it."""
     if destination == me:
@@ -40,16 +48,15 @@ def next_step(me: str, parent: str, destination: str) -> Step:
     if ids.is_below(destination, me):
         labels = destination[: -len(me) - 1].rsplit(".", 1)
         return Step(Way.DOWN, f"{labels[-1]}.{me}")
-    guard("TDN-T-RTE-03").check(
-        parent, Reason.NO_ROUTE, f"there is no way from {me} to {destination}", Refused
-    )
+    if not parent:
+        no_route(destination)
     return Step(Way.UP, parent)
 
 
 def admit(opening: Opening, previous: str, me: str, parent: str) -> None:
     """Refuse an opening that cannot be right. `previous` is the adjacent node by its certificate.
 
-    Errors: IDENTITY_MISMATCH, ROUTE_LOOP, DEADLINE.
+    Errors: IDENTITY_MISMATCH, POLICY_DENIED, ROUTE_LOOP, DEADLINE, INVALID_REQUEST.
     """
     claimed = opening.visited[-1] if opening.visited else opening.source
     guard("TDN-T-IDN-02").check(
@@ -69,6 +76,11 @@ def admit(opening: Opening, previous: str, me: str, parent: str) -> None:
     guard("TDN-T-RTE-03").check(
         not back, Reason.ROUTE_LOOP, f"{parent} sends down what has to go up", Refused
     )
+    guard("TDN-T-DDL-03").check(
+        opening.deadline_ms <= MAX_DEADLINE_MS,
+        Reason.INVALID_REQUEST,
+        f"a tunnel may take at most {MAX_DEADLINE_MS // 1000} s to open",
+    )
     guard("TDN-T-DDL-01").check(
         opening.deadline_ms > HOP_COST_MS, Reason.DEADLINE, "no time is left", Refused
     )
@@ -87,9 +99,8 @@ def hops(me: str, destination: str) -> tuple[str, ...]:
     up = [me]
     while up[-1] and not (destination == up[-1] or ids.is_below(destination, up[-1])):
         up.append(ids.parent(up[-1]))
-    guard("TDN-T-RTE-03").check(
-        up[-1], Reason.NO_ROUTE, f"there is no way from {me} to {destination}", Refused
-    )
+    if not up[-1]:
+        no_route(destination)
     down: list[str] = []
     node = destination
     while node != up[-1]:

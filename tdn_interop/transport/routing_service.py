@@ -36,6 +36,7 @@ class Routing:
     def __init__(
         self, key: Identity, parent: str, own: Signed, find: FindRecord, ask: AskParent | None
     ) -> None:
+        self.me = key.node
         self._key = key
         self._parent = parent
         self._own = own
@@ -51,12 +52,12 @@ class Routing:
         node = node_of(name)
         record = await self._record(node, hop_limit)
         if record is None:
-            guard("TDN-T-RTE-03").refuse(Reason.NO_ROUTE, f"there is no way to {node}", Refused)
+            route.no_route(node)
         found = Route(node, route.hops(asker, node), now_ms() + ROUTE_LIFE_MS)
         return self._key.sign(identity.ROUTE, records_wire.encode_route(found)), record
 
     async def _record(self, node: str, hop_limit: int) -> Signed | None:
-        step = route.next_step(self._key.node, self._parent, node)
+        step = route.next_step(self.me, self._parent, node)
         if step.way is Way.HERE:
             return self._own
         if step.way is Way.DOWN or self._ask is None:
@@ -76,6 +77,10 @@ class RoutingServicer(routing_service_pb2_grpc.RoutingServiceServicer):
     ) -> routing_service_pb2.ResolveResponse:
         """See the proto."""
         asker = self._peer_of(context.peer())
+        guard("TDN-T-RTE-05").check(
+            ids.parent(asker) == self._routing.me, Reason.POLICY_DENIED,
+            f"{asker} is not directly below {self._routing.me}", Refused,
+        )  # fmt: skip
         signed, record = await self._routing.resolve(asker, request.name, request.hop_limit)
         return routing_service_pb2.ResolveResponse(
             route=records_wire.signed_to_pb(signed), record=records_wire.signed_to_pb(record)

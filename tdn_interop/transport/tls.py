@@ -6,12 +6,17 @@ TLS would answer UNAVAILABLE to all of them (docs/design/0001-one-front.md).
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, Unavailable, guard
 from tdn_interop.transport import pki
+
+C = TypeVar("C", bound=ssl.SSLContext)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,16 +28,56 @@ class TlsFiles:
     root: Path
 
 
-def server_context(files: TlsFiles, *, mutual: bool = True) -> ssl.SSLContext:
+class _Handshake(ssl.SSLObject):
+    """A handshake that hands over its alert when it refuses the other side."""
+
+    outgoing: ssl.MemoryBIO
+    tell: Callable[[bytes], object]
+
+    def do_handshake(self) -> None:
+        try:
+            super().do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except ssl.SSLError:
+            with contextlib.suppress(OSError):  # the other side may be gone
+                self.tell(self.outgoing.read())
+            raise
+
+
+class ServerContext(ssl.SSLContext):
+    """The context of one connection. `tell` sends the alert of a refused handshake.
+
+    asyncio closes the connection and drops the alert; the other side would only see that the
+    connection ended and look for a firewall instead of at its certificate.
+    """
+
+    tell: Callable[[bytes], object] = len
+
+    def wrap_bio(
+        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool = False,
+        server_hostname: str | bytes | None = None, session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:  # fmt: skip
+        """As in `ssl`; called by asyncio."""
+        made = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+        assert isinstance(made, _Handshake)  # noqa: S101  the class attribute below
+        made.outgoing, made.tell = outgoing, self.tell
+        return made
+
+
+ServerContext.sslobject_class = _Handshake
+
+
+def server_context(files: TlsFiles, *, mutual: bool = True) -> ServerContext:
     """TLS 1.3 as the listening side; `mutual` demands a client certificate."""
-    context = _context(ssl.PROTOCOL_TLS_SERVER, files)
+    context = _strict(ServerContext(ssl.PROTOCOL_TLS_SERVER), files)
     context.verify_mode = ssl.CERT_REQUIRED if mutual else ssl.CERT_NONE
     return context
 
 
 def client_context(files: TlsFiles) -> ssl.SSLContext:
     """TLS 1.3 as the dialling side: shows the leaf, checks the name of the other side."""
-    return _context(ssl.PROTOCOL_TLS_CLIENT, files)
+    return _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files)
 
 
 def enrolment_context(root_pem: str | None) -> ssl.SSLContext:
@@ -51,8 +96,7 @@ def enrolment_context(root_pem: str | None) -> ssl.SSLContext:
     return context
 
 
-def _context(protocol: int, files: TlsFiles) -> ssl.SSLContext:
-    context = ssl.SSLContext(protocol)
+def _strict(context: C, files: TlsFiles) -> C:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no SHA-1 signatures, no RSA below 2048 bits in a chain
     context.load_cert_chain(files.chain, files.key)
@@ -69,16 +113,26 @@ def peer_certificate(connection: ssl.SSLObject) -> pki.PeerCertificate:
 
 
 # What OpenSSL says -> (reason, requirement, our words). The first match decides.
-_VERDICTS: tuple[tuple[str, Reason, str, str], ...] = (
+_ALERTS: tuple[tuple[str, Reason, str, str], ...] = (
+    ("ALERT_CERTIFICATE_EXPIRED", Reason.CERTIFICATE_EXPIRED, "TDN-T-IDN-01", "it says that our certificate has expired"),
+    ("ALERT_CERTIFICATE_REQUIRED", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it misses our certificate"),
+    ("ALERT_UNKNOWN_CA", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it does not know the CA of our certificate"),
+    ("ALERT_BAD_CERTIFICATE", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it refuses our certificate"),
+    ("ALERT_PROTOCOL_VERSION", Reason.UNSUPPORTED_VERSION, "TDN-T-IDN-03", "it refuses our TLS version"),
+    ("ALERT_BAD_RECORD_MAC", Reason.E2E_AUTH_FAILED, "TDN-T-RTE-02", "it says that bytes were changed on the way"),
+    ("ALERT_DECRYPT_ERROR", Reason.E2E_AUTH_FAILED, "TDN-T-RTE-02", "it says that bytes were changed on the way"),
+    ("ALERT", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it refuses our part of the TLS handshake"),
+)  # fmt: skip
+_HANDSHAKE: tuple[tuple[str, Reason, str, str], ...] = (
     ("certificate has expired", Reason.CERTIFICATE_EXPIRED, "TDN-T-IDN-01", "its certificate has expired"),
-    ("not yet valid", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate is not valid yet"),
+    ("not yet valid", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate is not valid yet; compare the clocks"),
     ("permitted subtree violation", Reason.IDENTITY_MISMATCH, "TDN-T-IDN-06",
      "its certificate names a node outside the domain of the hub that issued it"),
-    ("mismatch", Reason.IDENTITY_MISMATCH, "TDN-T-IDN-02", "its certificate names another node"),
+    ("hostname mismatch", Reason.IDENTITY_MISMATCH, "TDN-T-IDN-02", "its certificate names another node"),
     ("self-signed certificate", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate comes from an unknown CA"),
     ("self signed certificate", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate comes from an unknown CA"),
     ("unable to get local issuer", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate comes from an unknown CA"),
-    ("path length constraint", Reason.UNAUTHENTICATED, "TDN-T-IDN-06", "a CA below it is longer than its hub may issue"),
+    ("path length constraint", Reason.UNAUTHENTICATED, "TDN-T-IDN-06", "its hub let another CA issue its certificate"),
     ("md too weak", Reason.UNAUTHENTICATED, "TDN-T-IDN-03", "its certificate chain uses a weak signature"),
     ("key too small", Reason.UNAUTHENTICATED, "TDN-T-IDN-03", "its certificate chain uses a small key"),
     ("certificate signature failure", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate is forged"),
@@ -86,31 +140,37 @@ _VERDICTS: tuple[tuple[str, Reason, str, str], ...] = (
     ("UNSUPPORTED_PROTOCOL", Reason.UNSUPPORTED_VERSION, "TDN-T-IDN-03", "it offers no TLS 1.3"),
     ("WRONG_VERSION_NUMBER", Reason.UNSUPPORTED_VERSION, "TDN-T-IDN-03", "it does not speak TLS 1.3"),
     ("HTTP_REQUEST", Reason.UNSUPPORTED_VERSION, "TDN-T-IDN-03", "it does not speak TLS"),
-    ("BAD_RECORD_MAC", Reason.E2E_AUTH_FAILED, "TDN-T-RTE-02", "bytes were changed on the way"),
-    ("ALERT_CERTIFICATE_EXPIRED", Reason.CERTIFICATE_EXPIRED, "TDN-T-IDN-01", "it says that our certificate has expired"),
-    ("ALERT_CERTIFICATE_REQUIRED", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it misses our certificate"),
-    ("ALERT_UNKNOWN_CA", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it does not know the CA of our certificate"),
-    ("ALERT_BAD_CERTIFICATE", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it refuses our certificate"),
-    ("ALERT_PROTOCOL_VERSION", Reason.UNSUPPORTED_VERSION, "TDN-T-IDN-03", "it refuses our TLS version"),
     ("CERTIFICATE_VERIFY_FAILED", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "its certificate does not verify"),
-    ("ALERT", Reason.UNAUTHENTICATED, "TDN-T-IDN-01", "it ended the TLS handshake"),
+    *_ALERTS,
+    ("", Reason.E2E_AUTH_FAILED, "TDN-T-RTE-02", "the TLS handshake is malformed or was changed on the way"),
+)  # fmt: skip
+# After the handshake only the other side's alert about our certificate is its verdict (RFC 8446 section 4.4.2.4:
+# a client may learn of it this late); whatever else TLS cannot read was changed on the way.
+_STREAM: tuple[tuple[str, Reason, str, str], ...] = (
+    *_ALERTS,
+    ("", Reason.E2E_AUTH_FAILED, "TDN-T-RTE-02", "bytes were changed on the way"),
 )  # fmt: skip
 
 
 def explain(error: BaseException, other: str) -> TdnError:
-    """The refusal behind a failed or broken TLS connection with `other`."""
+    """The refusal behind a handshake with `other` that failed."""
     if isinstance(error, TdnError):
         return error
-    said = f"{getattr(error, 'verify_message', '') or ''} {error}"
-    kind: type[TdnError]
     if isinstance(error, ssl.SSLError):
-        for text, reason, requirement, words in _VERDICTS:
-            if text.lower() in said.lower():
-                kind = PeerProtocolError if reason is Reason.E2E_AUTH_FAILED else Refused
-                return kind(reason, f"{other}: {words}", requirement)
-        return PeerProtocolError(
-            Reason.E2E_AUTH_FAILED, f"{other}: the TLS stream is malformed", "TDN-T-RTE-02"
-        )
+        return _verdict(error, other, _HANDSHAKE)
     if isinstance(error, TimeoutError):
         return Unavailable(Reason.DEADLINE, f"{other}: no TLS handshake in time", "TDN-T-DDL-02")
-    return Unavailable(Reason.UNREACHABLE, f"{other}: {type(error).__name__}", "TDN-T-ENC-03")
+    why = getattr(error, "strerror", None) or "the connection ended before the TLS handshake"
+    return Unavailable(Reason.UNREACHABLE, f"{other}: {why}", "TDN-T-ENC-03")
+
+
+def broken(error: ssl.SSLError, other: str) -> TdnError:
+    """The refusal behind a TLS stream with `other` that broke after its handshake."""
+    return _verdict(error, other, _STREAM)
+
+
+def _verdict(error: ssl.SSLError, other: str, table: tuple[tuple[str, Reason, str, str], ...]) -> TdnError:
+    said = f"{getattr(error, 'verify_message', '') or ''} {error}".lower()
+    reason, requirement, words = next(row[1:] for row in table if row[0].lower() in said)
+    kind = PeerProtocolError if reason is Reason.E2E_AUTH_FAILED else Refused
+    return kind(reason, f"{other}: {words}", requirement)

@@ -42,6 +42,10 @@ class Leg(Protocol):
         """Once both directions have ended: take what the other node says about the tunnel."""
         ...
 
+    def drop(self) -> None:
+        """Free what is still held, at once; safe to call again, also when nothing ever ran."""
+        ...
+
 
 class ServerLeg:
     """The call that a node opened at us; it ends when the handler returns."""
@@ -77,6 +81,9 @@ class ServerLeg:
     async def settle(self) -> None:
         """Nothing: the caller gets our receipt, not we its."""
 
+    def drop(self) -> None:
+        """Nothing: the call is the handler's."""
+
 
 class ClientLeg:
     """A call that we opened at an adjacent node."""
@@ -103,6 +110,10 @@ class ClientLeg:
     async def settle(self) -> None:
         """Nothing by default; the link takes the receipts."""
 
+    def drop(self) -> None:
+        """End the call if it has not ended."""
+        self.call.cancel()
+
 
 class SocketLeg:
     """The end inside this node: a socket whose other end does TLS."""
@@ -127,7 +138,10 @@ class SocketLeg:
             self._stream.shutdown(socket.SHUT_RDWR)
 
     async def settle(self) -> None:
-        """Nobody reads any more: free the socket."""
+        """Nothing: `drop` frees the socket."""
+
+    def drop(self) -> None:
+        """Close the socket."""
         self._stream.close()
 
 
