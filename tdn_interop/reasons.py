@@ -238,4 +238,7 @@ class Reason(enum.Enum):
     STORE_UNAVAILABLE = _row(94, "UNAVAILABLE", _B.OPERATOR, _R.LATER, 3,
         "The database of the node cannot be used.", "节点数据库无法使用。",
         "Check that no other process uses it, that the disk has room and that the file may be written.", "请确认没有其他进程占用数据库、磁盘空间充足且文件可写。")
+    LAB_UNKNOWN = _row(95, "NOT_FOUND", _B.OPERATOR, _R.NO, 3,
+        "There is no such lab, or it has no such node.", "没有该实验网络，或其中没有该节点。",
+        "See what is there: tdn lab status --dir DIR; make a lab: tdn lab up mini --dir DIR.", "查看：tdn lab status --dir DIR；新建：tdn lab up mini --dir DIR。")
 # fmt: on

@@ -138,6 +138,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Something went wrong that should not."""
     ERROR_REASON_STORE_UNAVAILABLE: _ErrorReason.ValueType  # 94
     """The database of the node cannot be used."""
+    ERROR_REASON_LAB_UNKNOWN: _ErrorReason.ValueType  # 95
+    """There is no such lab, or it has no such node."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why something was refused. Messages carry the name without its prefix, such as `NO_ROUTE`.
@@ -260,4 +262,6 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 93
 """Something went wrong that should not."""
 ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 94
 """The database of the node cannot be used."""
+ERROR_REASON_LAB_UNKNOWN: ErrorReason.ValueType  # 95
+"""There is no such lab, or it has no such node."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
