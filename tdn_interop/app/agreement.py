@@ -7,17 +7,17 @@ offer or gets other bytes than the parties compute themselves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tdn_interop import identity
 from tdn_interop.algo.catalogue import algorithm
-from tdn_interop.algo.handshake import Wanted, agreement_digest, negotiate
+from tdn_interop.algo.handshake import Choice, Proposal, Wanted, agreement_digest, negotiate
 from tdn_interop.app import flow as flows
 from tdn_interop.app import job_wire
 from tdn_interop.app.flow import FlowSpec
 from tdn_interop.app.terms import Agreement, Offer
-from tdn_interop.errors import PeerProtocolError, Reason, guard
+from tdn_interop.errors import NegotiationFailed, PeerProtocolError, Reason, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.records_wire import NodeRecord
 
@@ -48,7 +48,7 @@ def agree(job_id: str, flow: FlowSpec, approved: Sequence[Approved], read_record
     offers = {one.offer.signer: _offer(job_id, flow, one, read_record) for one in ordered}  # 2, 3
     task = flows.only_task(flow)
     wanted = Wanted((flows.algorithm_id(task),), task.suites)
-    choice = negotiate({party: offer.proposal for party, offer in offers.items()}, wanted)  # 4
+    choice = _negotiated({party: offer.proposal for party, offer in offers.items()}, wanted)  # 4
     keys = tuple(read_record(one.record).identity_key for one in ordered)
     model = algorithm(choice.algorithm).security_model.id
     signed = tuple(one.offer for one in ordered)
@@ -74,6 +74,20 @@ def confirm(
 def digest(agreement: bytes) -> bytes:
     """The agreement digest, 32 bytes; it stands in consents, statements, verdicts and every task message."""
     return agreement_digest(agreement)
+
+
+def _negotiated(proposals: Mapping[str, Proposal], wanted: Wanted) -> Choice:
+    """The choice; what each side wanted stands in the refusal, because nobody has seen it all."""
+    try:
+        return negotiate(proposals, wanted)
+    except NegotiationFailed as error:
+        sides = {"the flow": wanted.suites} | {party: _suites(p) for party, p in proposals.items()}
+        told = "; ".join(f"{side}: {', '.join(suites) or 'any'}" for side, suites in sides.items())
+        guard("TDN-A-NEG-01").refuse(error.reason, f"{error.message} ({told})", NegotiationFailed)
+
+
+def _suites(proposal: Proposal) -> list[str]:
+    return sorted({suite for algorithm in proposal.algorithms for suite in algorithm.suites})
 
 
 def _offer(job_id: str, flow: FlowSpec, one: Approved, read_record: ReadRecord) -> Offer:

@@ -326,6 +326,8 @@ class JobRun:
             return
         self.failure = job_wire.decode_verdict_failure(verdict.statement)
         outcome = job_wire.decode_verdict_outcome(verdict.statement)
+        if outcome is not Outcome.SUCCEEDED:
+            self._work.discard(self.part)  # what was delivered before another party failed
         index = await self._mesh.note(
             VERDICT_KIND, self.part.job_id, {"outcome": outcome.name}, digest(verdict)
         )

@@ -31,12 +31,13 @@ from tdn_interop.app.resources import Resources, resource_commitment
 from tdn_interop.app.store.resources import ResourceRow
 from tdn_interop.app.terms import Agreement, InputOffer, Offer
 from tdn_interop.config import NodeConfig
-from tdn_interop.errors import ConfigError, Reason, Refused, guard
+from tdn_interop.errors import ConfigError, NegotiationFailed, Reason, Refused, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.trust import now_ms
 
 # The portable kernel needs about 40 microseconds per item and ladder; two threads keep both cores busy.
 COMPUTE_THREADS = 2
+_RESULT_FACTS = {"result_rows", "result_file", "result_sha256", "result_salt"}
 
 
 @dataclass
@@ -73,7 +74,7 @@ class Work:
 
     async def decide(self, part: Part) -> str:
         """`rule` when this node approves by itself, "" when a human must decide. Errors: why it refuses."""
-        flow.only_task(part.flow)
+        self._check_suites(flow.algorithm_id(flow.only_task(part.flow)))
         decision = approval.decide(self._config.approval, part.flow, self._mesh.me, part.coordinator)
         part.inputs = [await self._bound(entry) for entry in self._own_inputs(part)]
         if self._mesh.me in flow.only_task(part.flow).receivers:
@@ -81,7 +82,9 @@ class Work:
         return "rule" if isinstance(decision, Approve) else ""
 
     def approve(self, part: Part, by: str) -> Signed:
-        """The signed offer of this node."""
+        """The signed offer of this node; the same one when asked again."""
+        if part.offer:
+            return part.offer
         inputs = tuple(InputOffer(row.id, resource_commitment(row)) for row in part.inputs)
         digest = flow.flow_sha256(part.flow)
         offer = Offer(part.job_id, digest, self._proposal(), inputs, now_ms(), by)
@@ -98,13 +101,19 @@ class Work:
         return part.agreement_digest
 
     async def load(self, part: Part) -> None:
-        """Read this node's keys. Errors: DIGEST_MISMATCH, EMPTY_SET, INPUT_INVALID, INVALID_ITEM."""
+        """Read this node's keys. Errors: DIGEST_MISMATCH, EMPTY_SET, INPUT_INVALID, INVALID_ITEM, TOO_LARGE."""
         for entry, row in zip(self._own_inputs(part), part.inputs, strict=True):
             form = CsvFormat(row.encoding, row.delimiter)
             normalisation = flow.only_task(part.flow).normalisation
             keys = await asyncio.to_thread(
                 load_keys, Path(row.path), form, entry.keys, normalisation, row.sha256
             )
+            count, limit = len(keys.items), self._config.max_items
+            guard("TDN-A-PSI-13").check(
+                count <= limit, Reason.TOO_LARGE,
+                f"{row.id} has {count} distinct keys, {self._mesh.me} takes part with at most {limit} (max_items)",
+                ConfigError,
+            )  # fmt: skip
             part.keys = keys
             part.facts |= {
                 "rows": str(keys.rows), "distinct_keys": str(len(keys.items)),
@@ -139,7 +148,7 @@ class Work:
             "there is no result to deliver",
             Refused,
         )
-        part.written = await asyncio.to_thread(self._write, part)
+        part.written = await self._written(part)
         salt = secrets.token_bytes(SALT_BYTES)
         part.commitment = commitment(salt, bytes.fromhex(part.written.sha256))
         part.facts |= {
@@ -152,7 +161,18 @@ class Work:
         if part.written:
             part.written.path.unlink(missing_ok=True)
             part.written = None
+            part.facts = {name: fact for name, fact in part.facts.items() if name not in _RESULT_FACTS}
         part.keys = part.result = None
+
+    async def _written(self, part: Part) -> Written:
+        writing = asyncio.ensure_future(asyncio.to_thread(self._write, part))
+        try:
+            return await asyncio.shield(writing)
+        except asyncio.CancelledError:  # a thread cannot be stopped: what it still puts out goes away again
+            await asyncio.gather(writing, return_exceptions=True)
+            if not writing.exception():
+                writing.result().path.unlink(missing_ok=True)
+            raise
 
     def _write(self, part: Part) -> Written:
         task, output, result = flow.only_task(part.flow), self._output(part), part.result
@@ -183,6 +203,15 @@ class Work:
             not closed, Reason.POLICY_DENIED, f"{row.id} does not offer {', '.join(closed)} as a key", Refused
         )
         return row
+
+    def _check_suites(self, algorithm: str) -> None:
+        served = [a for a in self._proposal().algorithms if a.algorithm == algorithm and a.suites]
+        guard("TDN-A-NEG-01").check(
+            served, Reason.UNSUPPORTED_PARAMS,
+            f"{self._mesh.me} serves no suite of {algorithm}; its configuration allows: "
+            f"{', '.join(self._config.suites or ()) or 'none'}",
+            NegotiationFailed,
+        )  # fmt: skip
 
     def _proposal(self) -> Proposal:
         """Everything this product has, less what the configuration takes away."""

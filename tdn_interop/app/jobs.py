@@ -84,18 +84,34 @@ class Jobs:
     # -- the owner's verbs ---------------------------------------------------------------------
 
     async def run(self, flow_toml: str) -> str:
-        """Propose a job; its id. Errors: those of the flow, POLICY_DENIED unless this node is a party."""
+        """Propose a job; its id.
+
+        Errors, before there is a job: those of the flow, POLICY_DENIED unless this node is a party, and
+        why a party cannot be reached.
+        """
         flow = flows.flow_from_toml(flow_toml)
         flows.only_task(flow)
         guard("TDN-F-TSK-02").check(
             self._mesh.me in flow.parties, Reason.POLICY_DENIED,
             f"{self._mesh.me} is no party of the flow, so it cannot propose it", ConfigError,
         )  # fmt: skip
-        for node in flow.parties:  # a name that nobody has is the author's mistake, not a lost party
-            await self._mesh.resolve(node)
+        for node in flow.parties:
+            await self._reach(node)
         job_id = secrets.token_hex(16)
         await self._begin(job_id, flow, self._mesh.me)
         return job_id
+
+    async def _reach(self, node: str) -> None:
+        """A name that nobody has is the author's mistake; and a job cannot start with a party that is away."""
+        if node == self._mesh.me:
+            return
+        try:
+            await self._mesh.resolve(node)
+            await self._mesh.channels.open(node, self._mesh.config.timeouts.dial_s)
+        except TdnError as error:
+            guard("TDN-F-TSK-02").refuse(
+                error.reason, f"{node} cannot be reached: {error.message}", Unavailable
+            )
 
     def decide(self, job_id: str, comment: str, *, approve: bool) -> None:
         """A human decides. Errors: STATE_CONFLICT, JOB_UNKNOWN."""

@@ -37,6 +37,10 @@ class Resources:
         ids.resource_name(name)
         guard("TDN-F-RES-05").check(keys, Reason.INPUT_INVALID, "name at least one key column", ConfigError)
         profile = await asyncio.to_thread(inspect, path, form, tuple(keys))
+        guard("TDN-F-RES-07").check(
+            profile.distinct_keys, Reason.EMPTY_SET,
+            f"none of the {profile.rows} rows of {path.name} has a usable key", ConfigError,
+        )  # fmt: skip
 
         def write(connection: sa.Connection) -> ResourceRow:
             last = rows.latest(connection, name)
