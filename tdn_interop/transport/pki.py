@@ -125,7 +125,8 @@ def read_peer(certificate_der: bytes) -> PeerCertificate:
     try:
         certificate = x509.load_der_x509_certificate(certificate_der)
         names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+        key = spki_sha256(certificate)
+    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension):
         names = []
     if len(names) != 1 or not isinstance(names[0], x509.DNSName):
         guard("TDN-T-IDN-02").refuse(
@@ -134,8 +135,7 @@ def read_peer(certificate_der: bytes) -> PeerCertificate:
             Refused,
         )
     node = ids.node_id(names[0].value, PeerProtocolError)
-    expires = int(certificate.not_valid_after_utc.timestamp() * 1000)
-    return PeerCertificate(node, spki_sha256(certificate), expires)
+    return PeerCertificate(node, key, int(certificate.not_valid_after_utc.timestamp() * 1000))
 
 
 def spki_sha256(certificate: x509.Certificate) -> bytes:
