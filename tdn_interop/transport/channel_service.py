@@ -74,11 +74,12 @@ class ClientFrames:
 
     async def close(self) -> None:
         """End the call and its connection."""
-        with contextlib.suppress(
-            grpc.aio.AioRpcError, asyncio.InvalidStateError
-        ):  # it may have ended already
-            await self._call.done_writing()
-        await self._dialled.close()
+        try:
+            # The call may have ended already; gRPC has no one exception for that.
+            with contextlib.suppress(grpc.aio.AioRpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+                await self._call.done_writing()
+        finally:
+            await self._dialled.close()
 
 
 def _decoded(message: Any, node: str) -> Frame:
