@@ -75,7 +75,7 @@ async def enrol(token: Token, key: Identity, role: str, folder: Path) -> Enrolle
 def _certificate(der: bytes) -> x509.Certificate:
     try:
         return x509.load_der_x509_certificate(der)
-    except ValueError:
+    except pki.UNREADABLE:
         guard("TDN-T-ENC-01").refuse(
             Reason.INVALID_REQUEST, "the issuer sent something that is no certificate"
         )

@@ -26,6 +26,11 @@ CA_LIFE = dt.timedelta(days=365)
 ROOT_LIFE = dt.timedelta(days=3650)
 # Clocks of honest nodes differ; a fresh certificate must not be "not yet valid" at a slow one.
 SKEW = dt.timedelta(minutes=10)
+# What parsing foreign X.509 raises.
+UNREADABLE = (
+    ValueError, UnsupportedAlgorithm, x509.InvalidVersion, x509.ExtensionNotFound, x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ def requested_key(csr_der: bytes) -> ec.EllipticCurvePublicKey:
         key = csr.public_key()
         ok = csr.is_signature_valid and isinstance(key, ec.EllipticCurvePublicKey)
         ok = ok and isinstance(key.curve, ec.SECP256R1)  # type: ignore[union-attr]  # narrowed just before
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         ok = False
     guard("TDN-T-IDN-07").check(
         ok, Reason.INVALID_REQUEST, "the certificate request is not a valid P-256 request"
@@ -126,7 +131,7 @@ def read_peer(certificate_der: bytes) -> PeerCertificate:
         certificate = x509.load_der_x509_certificate(certificate_der)
         names = list(certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
         key = spki_sha256(certificate)
-    except (ValueError, UnsupportedAlgorithm, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except UNREADABLE:
         names = []
     if len(names) != 1 or not isinstance(names[0], x509.DNSName):
         guard("TDN-T-IDN-02").refuse(
