@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 import tomllib
@@ -144,22 +145,38 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def runtime_dir(directory: Path) -> Path:
-    """A short private folder for the sockets of the node that lives in `directory`.
+    """Make and check a short private folder for the sockets of the node that lives in `directory`.
 
     Unix socket names end at 107 bytes, so they cannot stand in a deep node directory. The folder is
     0700 and ours, or it is not used. Errors: CONFIG_INVALID.
     """
-    name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
-    folder = Path(tempfile.gettempdir()) / f"tdn-{os.getuid()}-{name}"
+    folder = _runtime_path(directory)
     folder.mkdir(mode=0o700, exist_ok=True)
+    _check_private(folder)
+    return folder
+
+
+def _runtime_path(directory: Path) -> Path:
+    name = hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"tdn-{os.getuid()}-{name}"
+
+
+def _check_private(folder: Path) -> None:
     found = folder.lstat()
     ok = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
     guard("TDN-X-LAB-05").check(
         ok, Reason.CONFIG_INVALID, f"{folder} is not a private folder of ours", ConfigError
     )
-    return folder
+
+
+def remove_runtime_dir(directory: Path) -> None:
+    """Remove the folder of `runtime_dir` and the sockets in it, when the process that used them stops."""
+    shutil.rmtree(runtime_dir(directory))
 
 
 def control_socket(config: NodeConfig) -> str:
-    """Name the gRPC target of the node's control socket."""
-    return f"unix:{runtime_dir(config.dir) / 'control.sock'}"
+    """Name the gRPC target of the node's control socket. Errors: CONFIG_INVALID when somebody else made its folder."""
+    folder = _runtime_path(config.dir)
+    if folder.exists():
+        _check_private(folder)
+    return f"unix:{folder / 'control.sock'}"

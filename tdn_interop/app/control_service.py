@@ -114,7 +114,10 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:  # noqa: N802
         """See the proto."""
         del context
-        return pb.GetJobResponse(job=self._job(await self._node.jobs.find(request.job_id)))
+        row = await self._node.jobs.find(request.job_id)
+        view = self._job(row)
+        view.party_states.update(await self._node.jobs.parties(row.job_id))
+        return pb.GetJobResponse(job=view)
 
     async def WatchJob(  # noqa: N802
         self, request: pb.WatchJobRequest, context: Context

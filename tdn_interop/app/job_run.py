@@ -159,7 +159,7 @@ class JobRun:
 
     def _note(self, event: Event) -> None:
         """Keep what the parties said for the bundle, and why things went wrong."""
-        if isinstance(event, Message):
+        if isinstance(event, Message) and not isinstance(event, _TO_PARTY):
             self.papers.keep(event)
         match event:
             case words.Abort(failure=failure) | words.Fail(failure=failure) | words.Refusal(failure=failure):

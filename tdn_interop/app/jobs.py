@@ -132,6 +132,11 @@ class Jobs:
         )
         return found[0]
 
+    async def parties(self, job_id: str) -> dict[str, str]:
+        """At the coordinator: the last thing that each party has said."""
+        found = await self._store.run(lambda c: rows.parties(c, job_id))
+        return {row.party: row.state for row in found}
+
     async def every(self) -> list[JobRow]:
         """All jobs."""
         return await self._store.run(rows.every)
@@ -277,6 +282,8 @@ class Jobs:
 
         def write(connection: sa.Connection) -> None:
             rows.put(connection, row)
+            for party in run.papers.parties.values():
+                rows.put_party(connection, party)
             if changed:
                 facts = {
                     "state": row.state,
@@ -335,9 +342,7 @@ class Jobs:
             state.name
             for state in (JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED)
         }
-        for row in rows.every(connection):
-            if row.ended_at_ms:
-                continue
+        for row in rows.unfinished(connection):
             failure = Failure(
                 Reason.PARTY_LOST, f"{self._mesh.me} stopped while the job was open", self._mesh.me
             )

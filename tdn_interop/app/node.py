@@ -75,6 +75,7 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
                 yield node
         finally:
             store.close()
+            configuration.remove_runtime_dir(config.dir)
 
 
 async def run_node(config: NodeConfig) -> None:

@@ -7,6 +7,8 @@ never from a message.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from tdn_interop import identity
 from tdn_interop.app import agreement as agreements
@@ -17,8 +19,10 @@ from tdn_interop.app.evidence import bundle, wire
 from tdn_interop.app.evidence.statements import Attestation, Consent, Outcome, Statement, Verdict
 from tdn_interop.app.job_work import Part
 from tdn_interop.app.mesh import Mesh
+from tdn_interop.app.store.jobs import JobPartyRow
 from tdn_interop.errors import PeerProtocolError, Reason, guard
 from tdn_interop.identity import Signed
+from tdn_interop.transport.records_wire import encode_signed
 from tdn_interop.transport.trust import now_ms
 
 
@@ -32,6 +36,7 @@ class Papers:
         self.record = mesh.standing.membership.record
         self.verdict: Signed | None = None
         self.bundle: bytes | None = None
+        self.parties: dict[str, JobPartyRow] = {}  # at the coordinator: what each party has said so far
         self._records: dict[str, Signed] = {}
         self._consents: dict[str, Signed] = {}
         self._attestations: dict[str, Attestation] = {}
@@ -99,12 +104,21 @@ class Papers:
                 )
 
     def keep(self, message: words.Message) -> None:
-        """Keep what the bundle needs of an accepted message."""
+        """Keep what record and bundle need of an accepted message of a party."""
+        said: dict[str, Any] = {}
         match message:
-            case words.Approval(sender=sender, record=record):
+            case words.Approval(sender=sender, offer=offer, record=record):
                 self._records[sender] = record
+                said = {"offer": encode_signed(offer), "record": encode_signed(record)}
             case words.Admitted(sender=sender, consent=consent):
                 self._consents[sender] = consent
+                said = {"consent": encode_signed(consent)}
+            case words.Stated(statement=statement):
+                said = {"statement": encode_signed(statement)}
+            case words.Attested(attestation=attestation):
+                said = {"attestation": attestation}
+        before = self.parties.get(message.sender) or JobPartyRow(self._part.job_id, message.sender, "")
+        self.parties[message.sender] = replace(before, state=type(message).__name__.upper(), **said)
 
     def keep_attestation(self, sender: str, data: bytes) -> bool:
         """Keep a party's attestation; True when every party's is there. Errors: EVIDENCE_BROKEN."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 from tdn_interop import identity, ids
-from tdn_interop.config import NodeConfig, runtime_dir, split_address
+from tdn_interop.config import NodeConfig, split_address
 from tdn_interop.errors import ConfigError, Reason, guard
 from tdn_interop.identity import Identity, write_secret
 from tdn_interop.transport import pki, records_wire
@@ -97,7 +98,8 @@ async def join(config: NodeConfig, token_text: str) -> None:
         ConfigError,
     )  # fmt: skip
     key = Identity.load(config.id, config.file("identity.key"))
-    enrolled = await enrol(token, key, config.role, runtime_dir(config.dir))
+    with tempfile.TemporaryDirectory(prefix="tdn-") as folder:
+        enrolled = await enrol(token, key, config.role, Path(folder))
     _keep(config.dir, enrolled)
 
 

@@ -208,14 +208,14 @@ async def test_parties_of_a_job(store):
 
 
 async def test_finding_jobs(store):
-    older = dataclasses.replace(JOB, job_id="0b" * 16, state="SUCCEEDED", created_at_ms=1)
+    older = dataclasses.replace(JOB, job_id="0b" * 16, state="SUCCEEDED", created_at_ms=1, ended_at_ms=2)
 
     def work(connection):
         jobs.put(connection, JOB)
         jobs.put(connection, older)
         return (
             jobs.every(connection),
-            jobs.in_states(connection, ["RUNNING", "READY"]),
+            jobs.unfinished(connection),
             jobs.starting_with(connection, "0a"),
             jobs.starting_with(connection, "0"),
             jobs.starting_with(connection, "%"),

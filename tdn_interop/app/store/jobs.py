@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,10 +74,10 @@ def every(connection: sa.Connection) -> list[JobRow]:
     return rows.select(connection, JobRow, sa.select(tables.jobs).order_by(j.created_at_ms.desc(), j.job_id))
 
 
-def in_states(connection: sa.Connection, states: Sequence[str]) -> list[JobRow]:
-    """Jobs in one of `states`, oldest first: what a restarted node takes up again."""
+def unfinished(connection: sa.Connection) -> list[JobRow]:
+    """Jobs that have not ended, oldest first: what a restarted node finds open."""
     j = tables.jobs.c
-    query = sa.select(tables.jobs).where(j.state.in_(states)).order_by(j.created_at_ms, j.job_id)
+    query = sa.select(tables.jobs).where(j.ended_at_ms == 0).order_by(j.created_at_ms, j.job_id)
     return rows.select(connection, JobRow, query)
 
 

@@ -26,7 +26,7 @@ from tdn_interop._pb.tdn.common.v1 import failure_pb2 as tdn_dot_common_dot_v1_d
 from tdn_interop._pb.tdn.common.v1 import identity_pb2 as tdn_dot_common_dot_v1_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tdn/app/v1/control_service.proto\x12\ntdn.app.v1\x1a\x1btdn/common/v1/failure.proto\x1a\x1ctdn/common/v1/identity.proto\"\x12\n\x10GetStatusRequest\"\xf7\x01\n\x11GetStatusResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.tdn.common.v1.Role\x12\x17\n\x0fidentity_sha256\x18\x03 \x01(\t\x12\x0e\n\x06listen\x18\x04 \x01(\t\x12\x0e\n\x06parent\x18\x05 \x01(\t\x12\x0e\n\x06linked\x18\x06 \x01(\x08\x12!\n\x19\x63\x65rtificate_expires_at_ms\x18\x07 \x01(\x03\x12\x10\n\x08log_size\x18\x08 \x01(\x04\x12\r\n\x05peers\x18\t \x03(\t\x12\x10\n\x08uptime_s\x18\n \x01(\x01\x12\x0f\n\x07members\x18\x0b \x03(\t\"Y\n\x12\x43reateTokenRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.tdn.common.v1.Role\x12\x0f\n\x07valid_s\x18\x03 \x01(\r\"$\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"1\n\x0bPingRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"L\n\x0cPingResponse\x12\x15\n\rround_trip_ms\x18\x01 \x01(\x01\x12\x0c\n\x04hops\x18\x02 \x03(\t\x12\x17\n\x0fidentity_sha256\x18\x03 \x01(\t\"\"\n\x12LookupRouteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"h\n\x13LookupRouteResponse\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0c\n\x04hops\x18\x02 \x03(\t\x12\x17\n\x0fidentity_sha256\x18\x03 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x04 \x01(\x03\"0\n\tCsvFormat\x12\x10\n\x08\x65ncoding\x18\x01 \x01(\t\x12\x11\n\tdelimiter\x18\x02 \x01(\t\"j\n\x17RegisterResourceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12%\n\x06\x66ormat\x18\x03 \x01(\x0b\x32\x15.tdn.app.v1.CsvFormat\x12\x0c\n\x04keys\x18\x04 \x03(\t\"\xf4\x01\n\x08Resource\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12%\n\x06\x66ormat\x18\x03 \x01(\x0b\x32\x15.tdn.app.v1.CsvFormat\x12\x0f\n\x07\x63olumns\x18\x04 \x03(\t\x12\x0c\n\x04keys\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x0e\n\x06sha256\x18\x08 \x01(\t\x12\x18\n\x10registered_at_ms\x18\t \x01(\x03\x12\x15\n\rdistinct_keys\x18\n \x01(\x04\x12\x16\n\x0e\x64uplicate_rows\x18\x0b \x01(\x04\x12\x12\n\nempty_rows\x18\x0c \x01(\x04\"B\n\x18RegisterResourceResponse\x12&\n\x08resource\x18\x01 \x01(\x0b\x32\x14.tdn.app.v1.Resource\"\x16\n\x14ListResourcesRequest\"@\n\x15ListResourcesResponse\x12\'\n\tresources\x18\x01 \x03(\x0b\x32\x14.tdn.app.v1.Resource\" \n\x12GetResourceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x13GetResourceResponse\x12&\n\x08resource\x18\x01 \x01(\x0b\x32\x14.tdn.app.v1.Resource\"\"\n\rRunJobRequest\x12\x11\n\tflow_toml\x18\x01 \x01(\t\" \n\x0eRunJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"D\n\x10\x44\x65\x63ideJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61pprove\x18\x02 \x01(\x08\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"\x13\n\x11\x44\x65\x63ideJobResponse\"\xc7\x03\n\x07JobView\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0bparty_state\x18\x03 \x01(\t\x12\x0c\n\x04\x66low\x18\x04 \x01(\t\x12\x13\n\x0b\x63oordinator\x18\x05 \x01(\t\x12\x0f\n\x07parties\x18\x06 \x03(\t\x12\x12\n\nrecipients\x18\x07 \x03(\t\x12\x11\n\talgorithm\x18\x08 \x01(\t\x12\r\n\x05suite\x18\t \x01(\t\x12\'\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x16.tdn.common.v1.Failure\x12\x15\n\rcreated_at_ms\x18\x0b \x01(\x03\x12\x13\n\x0b\x65nded_at_ms\x18\x0c \x01(\x03\x12-\n\x05\x66\x61\x63ts\x18\r \x03(\x0b\x32\x1e.tdn.app.v1.JobView.FactsEntry\x12\x0c\n\x04hops\x18\x0e \x01(\r\x12\x10\n\x08progress\x18\x0f \x01(\x01\x12\x13\n\x0b\x66low_sha256\x18\x10 \x01(\t\x12\x11\n\tflow_json\x18\x11 \x01(\t\x12$\n\x06learns\x18\x12 \x03(\x0b\x32\x14.tdn.app.v1.Learning\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"1\n\x08Learning\x12\r\n\x05party\x18\x01 \x01(\t\x12\n\n\x02\x65n\x18\x02 \x01(\t\x12\n\n\x02zh\x18\x03 \x01(\t\"\x11\n\x0fListJobsRequest\"5\n\x10ListJobsResponse\x12!\n\x04jobs\x18\x01 \x03(\x0b\x32\x13.tdn.app.v1.JobView\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"2\n\x0eGetJobResponse\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.tdn.app.v1.JobView\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"4\n\x10WatchJobResponse\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.tdn.app.v1.JobView\"3\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63omment\x18\x02 \x01(\t\"\x13\n\x11\x43\x61ncelJobResponse\"\"\n\x10GetBundleRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"=\n\x11GetBundleResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\x12\x18\n\x10top_identity_key\x18\x02 \x01(\x0c\"?\n\x0fSendFileRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"Y\n\x10SendFileResponse\x12\x12\n\nsent_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"C\n\x12ReceiveFileRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0b\n\x03out\x18\x02 \x01(\t\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"p\n\x13ReceiveFileResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\t2\xc9\t\n\x12NodeControlService\x12H\n\tGetStatus\x12\x1c.tdn.app.v1.GetStatusRequest\x1a\x1d.tdn.app.v1.GetStatusResponse\x12N\n\x0b\x43reateToken\x12\x1e.tdn.app.v1.CreateTokenRequest\x1a\x1f.tdn.app.v1.CreateTokenResponse\x12\x39\n\x04Ping\x12\x17.tdn.app.v1.PingRequest\x1a\x18.tdn.app.v1.PingResponse\x12N\n\x0bLookupRoute\x12\x1e.tdn.app.v1.LookupRouteRequest\x1a\x1f.tdn.app.v1.LookupRouteResponse\x12]\n\x10RegisterResource\x12#.tdn.app.v1.RegisterResourceRequest\x1a$.tdn.app.v1.RegisterResourceResponse\x12T\n\rListResources\x12 .tdn.app.v1.ListResourcesRequest\x1a!.tdn.app.v1.ListResourcesResponse\x12N\n\x0bGetResource\x12\x1e.tdn.app.v1.GetResourceRequest\x1a\x1f.tdn.app.v1.GetResourceResponse\x12?\n\x06RunJob\x12\x19.tdn.app.v1.RunJobRequest\x1a\x1a.tdn.app.v1.RunJobResponse\x12H\n\tDecideJob\x12\x1c.tdn.app.v1.DecideJobRequest\x1a\x1d.tdn.app.v1.DecideJobResponse\x12\x45\n\x08ListJobs\x12\x1b.tdn.app.v1.ListJobsRequest\x1a\x1c.tdn.app.v1.ListJobsResponse\x12?\n\x06GetJob\x12\x19.tdn.app.v1.GetJobRequest\x1a\x1a.tdn.app.v1.GetJobResponse\x12G\n\x08WatchJob\x12\x1b.tdn.app.v1.WatchJobRequest\x1a\x1c.tdn.app.v1.WatchJobResponse0\x01\x12H\n\tCancelJob\x12\x1c.tdn.app.v1.CancelJobRequest\x1a\x1d.tdn.app.v1.CancelJobResponse\x12H\n\tGetBundle\x12\x1c.tdn.app.v1.GetBundleRequest\x1a\x1d.tdn.app.v1.GetBundleResponse\x12G\n\x08SendFile\x12\x1b.tdn.app.v1.SendFileRequest\x1a\x1c.tdn.app.v1.SendFileResponse0\x01\x12P\n\x0bReceiveFile\x12\x1e.tdn.app.v1.ReceiveFileRequest\x1a\x1f.tdn.app.v1.ReceiveFileResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n tdn/app/v1/control_service.proto\x12\ntdn.app.v1\x1a\x1btdn/common/v1/failure.proto\x1a\x1ctdn/common/v1/identity.proto\"\x12\n\x10GetStatusRequest\"\xf7\x01\n\x11GetStatusResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.tdn.common.v1.Role\x12\x17\n\x0fidentity_sha256\x18\x03 \x01(\t\x12\x0e\n\x06listen\x18\x04 \x01(\t\x12\x0e\n\x06parent\x18\x05 \x01(\t\x12\x0e\n\x06linked\x18\x06 \x01(\x08\x12!\n\x19\x63\x65rtificate_expires_at_ms\x18\x07 \x01(\x03\x12\x10\n\x08log_size\x18\x08 \x01(\x04\x12\r\n\x05peers\x18\t \x03(\t\x12\x10\n\x08uptime_s\x18\n \x01(\x01\x12\x0f\n\x07members\x18\x0b \x03(\t\"Y\n\x12\x43reateTokenRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.tdn.common.v1.Role\x12\x0f\n\x07valid_s\x18\x03 \x01(\r\"$\n\x13\x43reateTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\"1\n\x0bPingRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\ttimeout_s\x18\x02 \x01(\x01\"L\n\x0cPingResponse\x12\x15\n\rround_trip_ms\x18\x01 \x01(\x01\x12\x0c\n\x04hops\x18\x02 \x03(\t\x12\x17\n\x0fidentity_sha256\x18\x03 \x01(\t\"\"\n\x12LookupRouteRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"h\n\x13LookupRouteResponse\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0c\n\x04hops\x18\x02 \x03(\t\x12\x17\n\x0fidentity_sha256\x18\x03 \x01(\t\x12\x15\n\rexpires_at_ms\x18\x04 \x01(\x03\"0\n\tCsvFormat\x12\x10\n\x08\x65ncoding\x18\x01 \x01(\t\x12\x11\n\tdelimiter\x18\x02 \x01(\t\"j\n\x17RegisterResourceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12%\n\x06\x66ormat\x18\x03 \x01(\x0b\x32\x15.tdn.app.v1.CsvFormat\x12\x0c\n\x04keys\x18\x04 \x03(\t\"\xf4\x01\n\x08Resource\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12%\n\x06\x66ormat\x18\x03 \x01(\x0b\x32\x15.tdn.app.v1.CsvFormat\x12\x0f\n\x07\x63olumns\x18\x04 \x03(\t\x12\x0c\n\x04keys\x18\x05 \x03(\t\x12\x0c\n\x04rows\x18\x06 \x01(\x04\x12\r\n\x05\x62ytes\x18\x07 \x01(\x04\x12\x0e\n\x06sha256\x18\x08 \x01(\t\x12\x18\n\x10registered_at_ms\x18\t \x01(\x03\x12\x15\n\rdistinct_keys\x18\n \x01(\x04\x12\x16\n\x0e\x64uplicate_rows\x18\x0b \x01(\x04\x12\x12\n\nempty_rows\x18\x0c \x01(\x04\"B\n\x18RegisterResourceResponse\x12&\n\x08resource\x18\x01 \x01(\x0b\x32\x14.tdn.app.v1.Resource\"\x16\n\x14ListResourcesRequest\"@\n\x15ListResourcesResponse\x12\'\n\tresources\x18\x01 \x03(\x0b\x32\x14.tdn.app.v1.Resource\" \n\x12GetResourceRequest\x12\n\n\x02id\x18\x01 \x01(\t\"=\n\x13GetResourceResponse\x12&\n\x08resource\x18\x01 \x01(\x0b\x32\x14.tdn.app.v1.Resource\"\"\n\rRunJobRequest\x12\x11\n\tflow_toml\x18\x01 \x01(\t\" \n\x0eRunJobResponse\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"D\n\x10\x44\x65\x63ideJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61pprove\x18\x02 \x01(\x08\x12\x0f\n\x07\x63omment\x18\x03 \x01(\t\"\x13\n\x11\x44\x65\x63ideJobResponse\"\xb7\x04\n\x07JobView\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05state\x18\x02 \x01(\t\x12\x13\n\x0bparty_state\x18\x03 \x01(\t\x12\x0c\n\x04\x66low\x18\x04 \x01(\t\x12\x13\n\x0b\x63oordinator\x18\x05 \x01(\t\x12\x0f\n\x07parties\x18\x06 \x03(\t\x12\x12\n\nrecipients\x18\x07 \x03(\t\x12\x11\n\talgorithm\x18\x08 \x01(\t\x12\r\n\x05suite\x18\t \x01(\t\x12\'\n\x07\x66\x61ilure\x18\n \x01(\x0b\x32\x16.tdn.common.v1.Failure\x12\x15\n\rcreated_at_ms\x18\x0b \x01(\x03\x12\x13\n\x0b\x65nded_at_ms\x18\x0c \x01(\x03\x12-\n\x05\x66\x61\x63ts\x18\r \x03(\x0b\x32\x1e.tdn.app.v1.JobView.FactsEntry\x12\x0c\n\x04hops\x18\x0e \x01(\r\x12\x10\n\x08progress\x18\x0f \x01(\x01\x12\x13\n\x0b\x66low_sha256\x18\x10 \x01(\t\x12\x11\n\tflow_json\x18\x11 \x01(\t\x12$\n\x06learns\x18\x12 \x03(\x0b\x32\x14.tdn.app.v1.Learning\x12:\n\x0cparty_states\x18\x13 \x03(\x0b\x32$.tdn.app.v1.JobView.PartyStatesEntry\x1a,\n\nFactsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x32\n\x10PartyStatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"1\n\x08Learning\x12\r\n\x05party\x18\x01 \x01(\t\x12\n\n\x02\x65n\x18\x02 \x01(\t\x12\n\n\x02zh\x18\x03 \x01(\t\"\x11\n\x0fListJobsRequest\"5\n\x10ListJobsResponse\x12!\n\x04jobs\x18\x01 \x03(\x0b\x32\x13.tdn.app.v1.JobView\"\x1f\n\rGetJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"2\n\x0eGetJobResponse\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.tdn.app.v1.JobView\"!\n\x0fWatchJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"4\n\x10WatchJobResponse\x12 \n\x03job\x18\x01 \x01(\x0b\x32\x13.tdn.app.v1.JobView\"3\n\x10\x43\x61ncelJobRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63omment\x18\x02 \x01(\t\"\x13\n\x11\x43\x61ncelJobResponse\"\"\n\x10GetBundleRequest\x12\x0e\n\x06job_id\x18\x01 \x01(\t\"=\n\x11GetBundleResponse\x12\x0e\n\x06\x62undle\x18\x01 \x01(\x0c\x12\x18\n\x10top_identity_key\x18\x02 \x01(\x0c\"?\n\x0fSendFileRequest\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\r\n\x05topic\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\"Y\n\x10SendFileResponse\x12\x12\n\nsent_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04\x64one\x18\x03 \x01(\x08\x12\x0e\n\x06sha256\x18\x04 \x01(\t\"C\n\x12ReceiveFileRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\x0b\n\x03out\x18\x02 \x01(\t\x12\x11\n\ttimeout_s\x18\x03 \x01(\x01\"p\n\x13ReceiveFileResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0e\n\x06sender\x18\x03 \x01(\t\x12\x0c\n\x04\x64one\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\t2\xc9\t\n\x12NodeControlService\x12H\n\tGetStatus\x12\x1c.tdn.app.v1.GetStatusRequest\x1a\x1d.tdn.app.v1.GetStatusResponse\x12N\n\x0b\x43reateToken\x12\x1e.tdn.app.v1.CreateTokenRequest\x1a\x1f.tdn.app.v1.CreateTokenResponse\x12\x39\n\x04Ping\x12\x17.tdn.app.v1.PingRequest\x1a\x18.tdn.app.v1.PingResponse\x12N\n\x0bLookupRoute\x12\x1e.tdn.app.v1.LookupRouteRequest\x1a\x1f.tdn.app.v1.LookupRouteResponse\x12]\n\x10RegisterResource\x12#.tdn.app.v1.RegisterResourceRequest\x1a$.tdn.app.v1.RegisterResourceResponse\x12T\n\rListResources\x12 .tdn.app.v1.ListResourcesRequest\x1a!.tdn.app.v1.ListResourcesResponse\x12N\n\x0bGetResource\x12\x1e.tdn.app.v1.GetResourceRequest\x1a\x1f.tdn.app.v1.GetResourceResponse\x12?\n\x06RunJob\x12\x19.tdn.app.v1.RunJobRequest\x1a\x1a.tdn.app.v1.RunJobResponse\x12H\n\tDecideJob\x12\x1c.tdn.app.v1.DecideJobRequest\x1a\x1d.tdn.app.v1.DecideJobResponse\x12\x45\n\x08ListJobs\x12\x1b.tdn.app.v1.ListJobsRequest\x1a\x1c.tdn.app.v1.ListJobsResponse\x12?\n\x06GetJob\x12\x19.tdn.app.v1.GetJobRequest\x1a\x1a.tdn.app.v1.GetJobResponse\x12G\n\x08WatchJob\x12\x1b.tdn.app.v1.WatchJobRequest\x1a\x1c.tdn.app.v1.WatchJobResponse0\x01\x12H\n\tCancelJob\x12\x1c.tdn.app.v1.CancelJobRequest\x1a\x1d.tdn.app.v1.CancelJobResponse\x12H\n\tGetBundle\x12\x1c.tdn.app.v1.GetBundleRequest\x1a\x1d.tdn.app.v1.GetBundleResponse\x12G\n\x08SendFile\x12\x1b.tdn.app.v1.SendFileRequest\x1a\x1c.tdn.app.v1.SendFileResponse0\x01\x12P\n\x0bReceiveFile\x12\x1e.tdn.app.v1.ReceiveFileRequest\x1a\x1f.tdn.app.v1.ReceiveFileResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_JOBVIEW_FACTSENTRY']._loaded_options = None
   _globals['_JOBVIEW_FACTSENTRY']._serialized_options = b'8\001'
+  _globals['_JOBVIEW_PARTYSTATESENTRY']._loaded_options = None
+  _globals['_JOBVIEW_PARTYSTATESENTRY']._serialized_options = b'8\001'
   _globals['_GETSTATUSREQUEST']._serialized_start=107
   _globals['_GETSTATUSREQUEST']._serialized_end=125
   _globals['_GETSTATUSRESPONSE']._serialized_start=128
@@ -76,39 +78,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DECIDEJOBRESPONSE']._serialized_start=1577
   _globals['_DECIDEJOBRESPONSE']._serialized_end=1596
   _globals['_JOBVIEW']._serialized_start=1599
-  _globals['_JOBVIEW']._serialized_end=2054
-  _globals['_JOBVIEW_FACTSENTRY']._serialized_start=2010
-  _globals['_JOBVIEW_FACTSENTRY']._serialized_end=2054
-  _globals['_LEARNING']._serialized_start=2056
-  _globals['_LEARNING']._serialized_end=2105
-  _globals['_LISTJOBSREQUEST']._serialized_start=2107
-  _globals['_LISTJOBSREQUEST']._serialized_end=2124
-  _globals['_LISTJOBSRESPONSE']._serialized_start=2126
-  _globals['_LISTJOBSRESPONSE']._serialized_end=2179
-  _globals['_GETJOBREQUEST']._serialized_start=2181
-  _globals['_GETJOBREQUEST']._serialized_end=2212
-  _globals['_GETJOBRESPONSE']._serialized_start=2214
-  _globals['_GETJOBRESPONSE']._serialized_end=2264
-  _globals['_WATCHJOBREQUEST']._serialized_start=2266
-  _globals['_WATCHJOBREQUEST']._serialized_end=2299
-  _globals['_WATCHJOBRESPONSE']._serialized_start=2301
-  _globals['_WATCHJOBRESPONSE']._serialized_end=2353
-  _globals['_CANCELJOBREQUEST']._serialized_start=2355
-  _globals['_CANCELJOBREQUEST']._serialized_end=2406
-  _globals['_CANCELJOBRESPONSE']._serialized_start=2408
-  _globals['_CANCELJOBRESPONSE']._serialized_end=2427
-  _globals['_GETBUNDLEREQUEST']._serialized_start=2429
-  _globals['_GETBUNDLEREQUEST']._serialized_end=2463
-  _globals['_GETBUNDLERESPONSE']._serialized_start=2465
-  _globals['_GETBUNDLERESPONSE']._serialized_end=2526
-  _globals['_SENDFILEREQUEST']._serialized_start=2528
-  _globals['_SENDFILEREQUEST']._serialized_end=2591
-  _globals['_SENDFILERESPONSE']._serialized_start=2593
-  _globals['_SENDFILERESPONSE']._serialized_end=2682
-  _globals['_RECEIVEFILEREQUEST']._serialized_start=2684
-  _globals['_RECEIVEFILEREQUEST']._serialized_end=2751
-  _globals['_RECEIVEFILERESPONSE']._serialized_start=2753
-  _globals['_RECEIVEFILERESPONSE']._serialized_end=2865
-  _globals['_NODECONTROLSERVICE']._serialized_start=2868
-  _globals['_NODECONTROLSERVICE']._serialized_end=4093
+  _globals['_JOBVIEW']._serialized_end=2166
+  _globals['_JOBVIEW_FACTSENTRY']._serialized_start=2070
+  _globals['_JOBVIEW_FACTSENTRY']._serialized_end=2114
+  _globals['_JOBVIEW_PARTYSTATESENTRY']._serialized_start=2116
+  _globals['_JOBVIEW_PARTYSTATESENTRY']._serialized_end=2166
+  _globals['_LEARNING']._serialized_start=2168
+  _globals['_LEARNING']._serialized_end=2217
+  _globals['_LISTJOBSREQUEST']._serialized_start=2219
+  _globals['_LISTJOBSREQUEST']._serialized_end=2236
+  _globals['_LISTJOBSRESPONSE']._serialized_start=2238
+  _globals['_LISTJOBSRESPONSE']._serialized_end=2291
+  _globals['_GETJOBREQUEST']._serialized_start=2293
+  _globals['_GETJOBREQUEST']._serialized_end=2324
+  _globals['_GETJOBRESPONSE']._serialized_start=2326
+  _globals['_GETJOBRESPONSE']._serialized_end=2376
+  _globals['_WATCHJOBREQUEST']._serialized_start=2378
+  _globals['_WATCHJOBREQUEST']._serialized_end=2411
+  _globals['_WATCHJOBRESPONSE']._serialized_start=2413
+  _globals['_WATCHJOBRESPONSE']._serialized_end=2465
+  _globals['_CANCELJOBREQUEST']._serialized_start=2467
+  _globals['_CANCELJOBREQUEST']._serialized_end=2518
+  _globals['_CANCELJOBRESPONSE']._serialized_start=2520
+  _globals['_CANCELJOBRESPONSE']._serialized_end=2539
+  _globals['_GETBUNDLEREQUEST']._serialized_start=2541
+  _globals['_GETBUNDLEREQUEST']._serialized_end=2575
+  _globals['_GETBUNDLERESPONSE']._serialized_start=2577
+  _globals['_GETBUNDLERESPONSE']._serialized_end=2638
+  _globals['_SENDFILEREQUEST']._serialized_start=2640
+  _globals['_SENDFILEREQUEST']._serialized_end=2703
+  _globals['_SENDFILERESPONSE']._serialized_start=2705
+  _globals['_SENDFILERESPONSE']._serialized_end=2794
+  _globals['_RECEIVEFILEREQUEST']._serialized_start=2796
+  _globals['_RECEIVEFILEREQUEST']._serialized_end=2863
+  _globals['_RECEIVEFILERESPONSE']._serialized_start=2865
+  _globals['_RECEIVEFILERESPONSE']._serialized_end=2977
+  _globals['_NODECONTROLSERVICE']._serialized_start=2980
+  _globals['_NODECONTROLSERVICE']._serialized_end=4205
 # @@protoc_insertion_point(module_scope)

@@ -635,6 +635,26 @@ class JobView(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class PartyStatesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     JOB_ID_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     PARTY_STATE_FIELD_NUMBER: _builtins.int
@@ -653,6 +673,7 @@ class JobView(_message.Message):
     FLOW_SHA256_FIELD_NUMBER: _builtins.int
     FLOW_JSON_FIELD_NUMBER: _builtins.int
     LEARNS_FIELD_NUMBER: _builtins.int
+    PARTY_STATES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """Job id."""
     state: _builtins.str
@@ -701,6 +722,12 @@ class JobView(_message.Message):
     def learns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Learning]:
         """Who learns what, by the algorithm's own statement; then, with an empty party, the limits of it."""
 
+    @_builtins.property
+    def party_states(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """At the coordinator: the last thing each party has said, such as `APPROVAL` or `STATED`. Empty elsewhere and
+        in lists.
+        """
+
     def __init__(
         self,
         *,
@@ -722,10 +749,11 @@ class JobView(_message.Message):
         flow_sha256: _builtins.str = ...,
         flow_json: _builtins.str = ...,
         learns: _abc.Iterable[Global___Learning] | None = ...,
+        party_states: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "coordinator", b"coordinator", "created_at_ms", b"created_at_ms", "ended_at_ms", b"ended_at_ms", "facts", b"facts", "failure", b"failure", "flow", b"flow", "flow_json", b"flow_json", "flow_sha256", b"flow_sha256", "hops", b"hops", "job_id", b"job_id", "learns", b"learns", "parties", b"parties", "party_state", b"party_state", "progress", b"progress", "recipients", b"recipients", "state", b"state", "suite", b"suite"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["algorithm", b"algorithm", "coordinator", b"coordinator", "created_at_ms", b"created_at_ms", "ended_at_ms", b"ended_at_ms", "facts", b"facts", "failure", b"failure", "flow", b"flow", "flow_json", b"flow_json", "flow_sha256", b"flow_sha256", "hops", b"hops", "job_id", b"job_id", "learns", b"learns", "parties", b"parties", "party_state", b"party_state", "party_states", b"party_states", "progress", b"progress", "recipients", b"recipients", "state", b"state", "suite", b"suite"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
