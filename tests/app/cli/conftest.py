@@ -8,7 +8,7 @@ import types
 import pytest
 
 from tdn_interop.app import cli
-from tdn_interop.config import runtime_dir
+from tdn_interop.config import remove_runtime_dir, runtime_dir
 from tests.app.cli import fake
 from tests.app.evidence_mesh import papers
 
@@ -21,11 +21,9 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("TDN_CONFIG", "NO_COLOR", "CI"):
         monkeypatch.delenv(name, raising=False)
+    runtime_dir(tmp_path)
     yield tmp_path
-    sockets = runtime_dir(tmp_path)
-    for file in sockets.iterdir():
-        file.unlink()
-    sockets.rmdir()
+    remove_runtime_dir(tmp_path)
 
 
 @pytest.fixture

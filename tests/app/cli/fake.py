@@ -13,7 +13,7 @@ from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc as services
 from tdn_interop._pb.tdn.common.v1.failure_pb2 import Failure
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
-from tdn_interop.config import control_socket, load_config
+from tdn_interop.config import control_socket, load_config, runtime_dir
 from tdn_interop.transport import status
 
 COMMAND = [sys.executable, "-c", "from tdn_interop.app.cli import main; main()"]
@@ -162,7 +162,9 @@ def running(config_file):
     fake = FakeNode()
     server = grpc.server(futures.ThreadPoolExecutor(4))
     services.add_NodeControlServiceServicer_to_server(fake, server)
-    server.add_insecure_port(control_socket(load_config(config_file)))
+    config = load_config(config_file)
+    runtime_dir(config.dir)
+    server.add_insecure_port(control_socket(config))
     server.start()
     try:
         yield fake

@@ -30,7 +30,7 @@ def job_document(state="RUNNING", progress=0.5, ended_at_ms=0, failure=None):
         "job_id": JOB, "state": state, "party_state": "COMPUTING", "flow": "overlap", "coordinator": "bank-b.cn",
         "parties": ["bank-a.cn", "bank-b.cn"], "recipients": ["bank-b.cn"], "algorithm": "ecdh-psi/1",
         "suite": "curve25519", "failure": failure, "created_at_ms": 1_700_000_000_000, "ended_at_ms": ended_at_ms,
-        "facts": {"rows": "1200"}, "hops": 2, "progress": progress, "flow_sha256": SHA, "flow_json": "",
+        "facts": {"rows": "1200"}, "hops": 2, "progress": progress, "flow_sha256": SHA, "flow_json": "", "learns": [], "party_states": {},
     }  # fmt: skip
 
 
