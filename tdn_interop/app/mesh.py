@@ -53,6 +53,8 @@ from tdn_interop.transport.trust import Trust, now_ms
 
 _log = structlog.get_logger("tdn.mesh")
 PING, PONG = "ping", "pong"
+# Longest time for goodbyes when the node stops: peers that stop at the same moment do not answer.
+FAREWELL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +142,7 @@ class Mesh:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self.channels.close()
+        await self.channels.close(FAREWELL_S)
         await self.tunnels.close()
         if self.link:
             await self.link.close()

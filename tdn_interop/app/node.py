@@ -32,7 +32,7 @@ from tdn_interop.errors import ConfigError, Reason, guard
 from tdn_interop.transport.interceptors import ServerCalls, standard_layers
 
 _log = structlog.get_logger("tdn.node")
-STOP_S = 2.0
+STOP_S = 0.3
 
 
 class Node:
