@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from tdn_interop import config as configuration
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2, control_service_pb2_grpc
+from tdn_interop.app import setup
 from tdn_interop.app.control_service import ControlServicer
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.jobs import Jobs
@@ -33,6 +34,7 @@ from tdn_interop.transport.interceptors import ServerCalls, standard_layers
 
 _log = structlog.get_logger("tdn.node")
 STOP_S = 0.3
+RENEW_CHECK_S = 600.0
 
 
 class Node:
@@ -57,6 +59,8 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
     """
     metrics = Metrics()
     with _locked(config), metrics.served(config.metrics), context(node=config.id):
+        if config.role == "top":
+            setup.renew_top(config)
         standing = Standing.load(config)
         store = Store.open(config.database_url)
         try:
@@ -72,6 +76,8 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
                 await jobs.start()
                 control = await _control(node, metrics)
                 stack.push_async_callback(control.stop, STOP_S)
+                if config.role == "top":
+                    mesh.spawn(_keep_top_leaf(config))
                 yield node
         finally:
             store.close()
@@ -88,6 +94,14 @@ async def run_node(config: NodeConfig) -> None:
         _log.info("running", node=config.id, role=config.role, listen=config.listen or "")
         await stop.wait()
     _log.info("stopped", node=config.id)
+
+
+async def _keep_top_leaf(config: NodeConfig) -> None:
+    """TLS files are read at each handshake, so a fresh leaf needs no restart."""
+    while True:
+        await asyncio.sleep(RENEW_CHECK_S)
+        if setup.renew_top(config):
+            _log.info("renewed", node=config.id)
 
 
 async def _control(node: Node, metrics: Metrics) -> grpc.aio.Server:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tdn_interop import identity, ids
+from tdn_interop.app.standing import Standing
 from tdn_interop.config import NodeConfig, split_address
 from tdn_interop.errors import ConfigError, Reason, guard
 from tdn_interop.identity import Identity, write_secret
@@ -128,11 +130,28 @@ def _found(directory: Path, key: Identity, listen: str) -> None:
     """A top is its own root, issuer and first member."""
     root = pki.create_root(key.node)
     tls_key = pki.new_key()
-    leaf = pki.issue_leaf(root, key.node, tls_key.public_key(), pki.ROOT_LIFE)
+    leaf = pki.issue_leaf(root, key.node, tls_key.public_key())
     record = NodeRecord(key.node, "top", key.public_key, "", now_ms())
     signed = key.sign(identity.NODE_RECORD, records_wire.encode_record(record))
     membership = Membership(key.node, key.public_key, "", listen, signed, None)
     _keep(directory, Enrolled(root.certificate, [leaf], tls_key, root, membership))
+
+
+def renew_top(config: NodeConfig) -> bool:
+    """Issue a top's own leaf again after two thirds of its life, with a fresh key; True when it was time.
+
+    A top has nobody above who could do it. Errors: CONFIG_INVALID when its files are damaged.
+    """
+    standing = Standing.load(config, expired=True)
+    leaf = standing.leaf
+    life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
+    if datetime.now(UTC) < leaf.not_valid_before_utc + life * 2 / 3:
+        return False
+    root = pki.load_authority(config.file("ca.pem"), config.file("ca.key"))
+    tls_key = pki.new_key()
+    fresh = pki.issue_leaf(root, config.id, tls_key.public_key())
+    _keep(config.dir, Enrolled(root.certificate, [fresh], tls_key, None, standing.membership))
+    return True
 
 
 def _keep(directory: Path, enrolled: Enrolled) -> None:
