@@ -11,13 +11,14 @@ import contextlib
 import dataclasses
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,11 @@ from tdn_interop.transport import records_wire
 
 # Below the ports that Linux hands out by itself (32768 and up), so a port stays free while its node is down.
 PORTS = range(20_000, 32_000)
+Note = Callable[[str, float], None]
 START_S, POLL_S, TOKEN_S = 30.0, 0.05, 600
+
+# A node starts after those it needs; nodes of one stage start at the same time.
+STAGES = ("top", "hub", "child")
 
 _MANUAL = '\nmode = "manual"\n'
 _BY_RULE = '\nmode = "rules"\n[[approval.rules]]\nalgorithms = ["psi"]\n'
@@ -137,23 +142,22 @@ class Lab:
         config = self.config(name)
         return connected(control_socket(config), f"{name}, configured in {config.dir}")
 
-    async def up(self, topology: str, on_start: Callable[[str], None] = lambda _node: None) -> None:
-        """Make the network and start it: tops, then hubs, then children; `on_start` hears of each node.
+    async def up(self, topology: str, note: Note = lambda _node, _part: None) -> None:
+        """Make the network and start it: tops, then hubs, then children; `note` hears (node, part that is up).
 
         Errors: ALREADY_EXISTS, and why a node did not start; then nothing runs and nothing is left.
         """
         places = TOPOLOGIES[topology]
         self._make_folder()
+        running = itertools.count(1)
         try:
-            addresses = _free_addresses(str(self.directory))
-            files = {place.id: _init(self.directory / place.id, place, addresses) for place in places}
-            self._write(
-                [LabNode(p.id, p.role, None, str(files[p.id]), str(_log(files[p.id]))) for p in places]
-            )
-            for role in ("top", "hub", "child"):
+            self._init(places)
+            for role in STAGES:
                 stage = [place.id for place in places if place.role == role]
                 await _together(self._enrol(node) for node in stage)
-                await _together(self._start(node, on_start) for node in stage)
+                await _together(
+                    self._start(node, lambda name: note(name, next(running) / len(places))) for node in stage
+                )
         except BaseException:
             if self._file.exists():  # before it does, nothing runs
                 await self.down()
@@ -163,7 +167,7 @@ class Lab:
     async def start(self, *names: str) -> None:
         """Start nodes that are down; without names every one. Errors: LAB_UNKNOWN, why a node did not start."""
         wanted = [self.node(name) for name in names] or self.nodes
-        for role in ("top", "hub", "child"):
+        for role in STAGES:
             await _together(self._start(node.id) for node in wanted if node.role == role)
 
     async def kill(self, name: str) -> None:
@@ -172,10 +176,14 @@ class Lab:
         await lab_process.end(node.pid, node.config, signal.SIGKILL)
 
     async def down(self) -> None:
-        """Stop every node in good order, and by force what does not stop. Errors: LAB_UNKNOWN."""
-        await _together(
-            lab_process.end(node.pid, node.config, signal.SIGTERM, signal.SIGKILL) for node in self.nodes
-        )
+        """Stop every node, children first, and by force what does not stop. Errors: LAB_UNKNOWN."""
+        nodes = self.nodes
+        for role in reversed(STAGES):
+            await _together(
+                lab_process.end(node.pid, node.config, signal.SIGTERM, signal.SIGKILL)
+                for node in nodes
+                if node.role == role
+            )
 
     async def status(self) -> list[Document]:
         """Every node, whether it runs, and whether its parent is linked. Errors: LAB_UNKNOWN."""
@@ -183,11 +191,19 @@ class Lab:
 
     def remove(self) -> None:
         """Delete the folder and the nodes' sockets. Only what does not run may be removed."""
-        for file in self.directory.glob("*/node.toml"):
-            shutil.rmtree(runtime_dir(file.parent))
-        shutil.rmtree(self.directory)
+        if self.directory.exists():
+            for file in self.directory.glob("*/node.toml"):
+                shutil.rmtree(runtime_dir(file.parent))
+            shutil.rmtree(self.directory)
 
     # -- starting ------------------------------------------------------------------------------
+
+    def _init(self, places: Sequence[Place]) -> None:
+        addresses = _free_addresses(str(self.directory))
+        files = [(place, _init_node(self.directory / place.id, place, addresses)) for place in places]
+        self._write([
+            LabNode(place.id, place.role, None, str(file), str(file.with_name("node.log"))) for place, file in files
+        ])  # fmt: skip
 
     def _make_folder(self) -> None:
         taken = self.directory.exists() and any(self.directory.iterdir())
@@ -271,7 +287,7 @@ class Lab:
             os.close(folder)
 
 
-def _init(directory: Path, place: Place, addresses: Iterator[str]) -> Path:
+def _init_node(directory: Path, place: Place, addresses: Iterator[str]) -> Path:
     """Make a node; children approve every private set intersection by rule, so that no human need sit there."""
     listen = next(addresses) if place.listens else None
     enrolment = next(addresses) if place.role != "child" else None
@@ -280,25 +296,26 @@ def _init(directory: Path, place: Place, addresses: Iterator[str]) -> Path:
     return file
 
 
-def _log(config: Path) -> Path:
-    return config.parent / "node.log"
-
-
 def _free_addresses(seed: str) -> Iterator[str]:
     """Loopback addresses that nobody listens on. `seed` says where to begin, so that two labs do not race for one."""
     first = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4])
     for step in range(len(PORTS)):
         port = PORTS[(first + step) % len(PORTS)]
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        yield f"127.0.0.1:{port}"
+        if _is_free(port):
+            yield f"127.0.0.1:{port}"
     guard("TDN-X-LAB-09").refuse(
         Reason.CONFIG_INVALID, f"no free port from {PORTS.start} to {PORTS.stop}", ConfigError
     )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _size(log: Path) -> int:

@@ -11,14 +11,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 # How long a process may take to stop in good order, and after SIGKILL to be gone.
 STOP_S = 10.0
 
 
-def spawn(command: Sequence[str], log: Path) -> int:
+def spawn(command: list[str], log: Path) -> int:
     """Start `command` with its output at the end of `log`; its pid. It outlives the caller."""
     appending = os.O_WRONLY | os.O_CREAT | os.O_APPEND
     actions = [
@@ -43,7 +43,9 @@ def runs(pid: int | None, argument: str) -> bool:
 async def end(pid: int | None, argument: str, *signals: signal.Signals) -> None:
     """Send `signals`, one after the other with STOP_S between, until the process is gone."""
     with _handle(pid, argument) as process:
-        for number in signals if process is not None else ():
+        if process is None:
+            return
+        for number in signals:
             with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
                 signal.pidfd_send_signal(process, number)
             if await _gone(process):

@@ -13,7 +13,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from tdn_interop.app.cli import adapters, channels, enrolment, evidence, jobs, network, nodes, resources
+from tdn_interop.app.cli import (
+    adapters,
+    channels,
+    demo,
+    enrolment,
+    evidence,
+    jobs,
+    lab,
+    network,
+    nodes,
+    resources,
+)
 from tdn_interop.app.cli.invocation import Invocation, invocation
 from tdn_interop.app.cli.options import Options, in_front
 from tdn_interop.errors import LocalProtocolError, Reason, TdnError
@@ -29,6 +40,7 @@ _GROUPS = {
     "evidence": evidence.app,
     "channel": channels.app,
     "adapter": adapters.app,
+    "lab": lab.app,
 }
 
 app = typer.Typer(
@@ -38,6 +50,7 @@ app = typer.Typer(
 for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)
 app.command("ping", epilog="Example: tdn ping bank-b.zhejiang.cn")(network.ping)
+app.command("demo", epilog="Example: tdn demo --json")(demo.demo)
 
 
 @app.callback()

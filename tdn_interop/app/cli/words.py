@@ -13,9 +13,13 @@ _LABELS = {
     "advice": ("advice", "建议"),
     "agreement_sha256": ("agreement SHA-256", "约定 SHA-256"),
     "algorithm": ("algorithm", "算法"),
+    "answers": ("answers", "应答"),
+    "bundle": ("bundle", "存证包"),
     "bytes": ("size", "大小"),
     "certificate_expires_at_ms": ("certificate ends", "证书到期"),
+    "common": ("common", "共同"),
     "columns": ("columns", "列"),
+    "config": ("configuration", "配置文件"),
     "consented": ("consented", "已同意"),
     "coordinator": ("coordinator", "协调方"),
     "created_at_ms": ("created", "创建时间"),
@@ -28,6 +32,8 @@ _LABELS = {
     "encoding": ("encoding", "编码"),
     "ended_at_ms": ("ended", "结束时间"),
     "expires_at_ms": ("valid until", "有效期至"),
+    "learns": ("who learns what", "各方所知"),
+    "party_states": ("said so far", "各方已回应"),
     "facts": ("facts of this node", "本节点事实"),
     "failure": ("failure", "失败原因"),
     "flow": ("flow", "流程"),
@@ -36,10 +42,13 @@ _LABELS = {
     "hops": ("relays", "中继"),
     "id": ("id", "标识"),
     "identity_sha256": ("identity SHA-256", "身份 SHA-256"),
+    "intersection": ("in common", "交集数量"),
     "job_id": ("job", "作业"),
     "keys": ("keys", "键"),
+    "learned": ("learned, in keys", "获知的键数"),
     "linked": ("linked to parent", "已连接上级"),
     "listen": ("listens on", "监听地址"),
+    "log": ("log", "日志"),
     "log_size": ("evidence log size", "存证日志条数"),
     "logs": ("logs", "存证日志"),
     "members": ("members", "成员"),
@@ -55,13 +64,18 @@ _LABELS = {
     "party_state": ("own part", "本方状态"),
     "path": ("path", "路径"),
     "peers": ("open sessions", "已建会话"),
+    "pid": ("process", "进程号"),
     "progress": ("progress", "进度"),
     "received_bytes": ("received", "已接收"),
+    "recipient": ("recipient", "结果接收方"),
     "recipients": ("recipients", "结果接收方"),
     "registered_at_ms": ("registered", "登记时间"),
+    "result": ("result", "结果"),
     "role": ("role", "角色"),
     "round_trip_ms": ("round trip", "往返时延"),
     "rows": ("rows", "行数"),
+    "runs": ("runs", "运行中"),
+    "seconds": ("seconds", "秒"),
     "sender": ("sender", "发送方"),
     "sent_bytes": ("sent", "已发送"),
     "sha256": ("SHA-256", "SHA-256"),
@@ -74,6 +88,7 @@ _LABELS = {
     "top_identity_sha256": ("identity SHA-256 of the top", "顶级节点身份 SHA-256"),
     "uptime_s": ("uptime", "运行时长"),
     "value": ("loads", "加载项"),
+    "verified": ("verified", "已验证"),
 }
 
 _SENTENCES = {
@@ -107,6 +122,38 @@ _SENTENCES = {
     ),
     "why": ("why", "原因"),
     "yes": ("yes", "是"),
+    "lab_up": (
+        "The network runs. Talk to a node: tdn node status --config {dir}/cn/node.toml; stop: tdn lab down --dir {dir}",
+        "网络已启动。访问节点：tdn node status --config {dir}/cn/node.toml；停止：tdn lab down --dir {dir}",
+    ),
+    "demo_network": (
+        "starting the network",
+        "启动网络",
+    ),
+    "demo_data": (
+        "registering data",
+        "登记数据",
+    ),
+    "demo_job": (
+        "running the job",
+        "运行作业",
+    ),
+    "demo_evidence": (
+        "verifying the evidence",
+        "验证存证",
+    ),
+    "demo_stop": (
+        "stopping the network",
+        "停止网络",
+    ),
+    "demo_phases": (
+        "Time: {phases}",
+        "耗时：{phases}",
+    ),
+    "demo_verify": (
+        "Verify it yourself: tdn evidence verify {bundle} --top-key {top}",
+        "自行验证：tdn evidence verify {bundle} --top-key {top}",
+    ),
 }
 
 _BLAME = {
