@@ -18,7 +18,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from tdn_interop.errors import Reason, TdnError
+from tdn_interop.errors import Reason, TdnError, Unavailable
 from tdn_interop.transport import tls
 from tdn_interop.transport.front import HANDSHAKE_S, Pipe
 from tdn_interop.transport.pki import PeerCertificate
@@ -84,9 +84,7 @@ class Dialled:
 
     def broken(self, error: TdnError) -> None:
         """An established connection broke: who answered is not in doubt, so dialling again may help."""
-        _log.warning(
-            "refused", reason=error.reason.name, requirement=error.requirement, message=error.message
-        )
+        _note(error)
         if error.reason is not Reason.E2E_AUTH_FAILED:  # else: our certificate was refused
             self.error = error
 
@@ -117,6 +115,8 @@ class Dialled:
             if isinstance(error, asyncio.CancelledError):
                 raise
             self.error = tls.explain(error, self.node)
+            if not isinstance(self.error, Unavailable):
+                _note(self.error)  # gRPC dials again before our caller hears of it
             return
         self.error = None
         self._pipes.update((local, remote))
@@ -125,6 +125,11 @@ class Dialled:
     def forget(self, pipe: Pipe) -> None:
         """Drop a connection that has ended."""
         self._pipes.discard(pipe)
+
+
+def _note(error: TdnError) -> None:
+    """The record of what was tried on us, as a listener keeps it."""
+    _log.warning("refused", reason=error.reason.name, requirement=error.requirement, message=error.message)
 
 
 class _Local(Pipe):

@@ -160,7 +160,7 @@ def explain(error: BaseException, other: str) -> TdnError:
         return _verdict(error, other, _HANDSHAKE)
     if isinstance(error, TimeoutError):
         return Unavailable(Reason.DEADLINE, f"{other}: no TLS handshake in time", "TDN-T-DDL-02")
-    why = getattr(error, "strerror", None) or "the connection ended before the TLS handshake"
+    why = getattr(error, "strerror", None) or "the connection ended during the TLS handshake"
     return Unavailable(Reason.UNREACHABLE, f"{other}: {why}", "TDN-T-ENC-03")
 
 
