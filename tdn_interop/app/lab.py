@@ -292,7 +292,8 @@ def _init_node(directory: Path, place: Place, addresses: Iterator[str]) -> Path:
     listen = next(addresses) if place.listens else None
     enrolment = next(addresses) if place.role != "child" else None
     file = setup.init_node(directory, place.id, place.role, listen=listen, enrolment=enrolment)
-    file.write_text(file.read_text().replace(_MANUAL, _BY_RULE))
+    if place.role == "child":
+        file.write_text(file.read_text().replace(_MANUAL, _BY_RULE))
     return file
 
 
