@@ -94,8 +94,10 @@ def _engine(url: str) -> sa.Engine:
     try:
         parsed = sa.make_url(url)
         if parsed.get_backend_name() != "sqlite":
-            return sa.create_engine(parsed, pool_pre_ping=True)
-        engine = sa.create_engine(parsed, poolclass=sa.StaticPool, connect_args={"check_same_thread": False})
+            return sa.create_engine(parsed, pool_pre_ping=True, hide_parameters=True)
+        engine = sa.create_engine(
+            parsed, poolclass=sa.StaticPool, connect_args={"check_same_thread": False}, hide_parameters=True
+        )  # an error with parameters would carry salts into the log
     except (ArgumentError, ImportError) as error:
         guard("TDN-F-RCV-01").refuse(
             Reason.CONFIG_INVALID, f"not a usable database URL: {error}", ConfigError
