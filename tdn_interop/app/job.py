@@ -212,6 +212,7 @@ class Job(JobMachine):
         self.failure: Failure | None = None
         self._flow = flow
         self._agreement_sha256 = b""
+        self._lost: set[str] = set()
 
     def step(self, event: Event) -> list[Effect]:
         """Feed one event. Errors: as JobMachine, POLICY_DENIED when the sender is not a party."""
@@ -236,11 +237,16 @@ class Job(JobMachine):
 
     def _complete(self) -> Complete | None:
         answer, complete = self.gates.get(cast("J", self.state), (None, None))
-        if answer is None or complete is None or len(self._heard(answer)) < len(self.parties):
+        if answer is None or complete is None:
             return None
-        if answer is Stated and all(each.outcome is Outcome.SUCCEEDED for each in self._heard(Stated)):
+        silent = set(self._silent(answer))
+        if not silent and answer is Stated and self._all_succeeded():
             return AllDelivered()
-        return complete()
+        waits = silent - self._lost if self.state in _STOPS else silent
+        return None if waits else complete()
+
+    def _all_succeeded(self) -> bool:
+        return all(each.outcome is Outcome.SUCCEEDED for each in self._heard(Stated))
 
     def _heard(self, answer: type[_MessageT]) -> list[_MessageT]:
         """The answers of this type so far, sorted by party."""
@@ -295,8 +301,14 @@ class Job(JobMachine):
 
     def _lose(self, event: PartyLost) -> Iterator[Effect]:
         """Abort everywhere as FAILED, the party is lost."""
+        self._lost.add(event.party)
         failure = Failure(Reason.PARTY_LOST, f"{event.party} cannot be reached", self.node)
         yield from self._abort(Outcome.FAILED, failure)
+
+    def _miss(self, event: PartyLost) -> Iterator[Effect]:
+        """Wait for its statement no longer."""
+        self._lost.add(event.party)
+        yield from ()
 
     def _expire(self, event: DeadlinePassed) -> Iterator[Effect]:
         """Abort everywhere as FAILED, or as REJECTED while decisions are awaited; name who did not answer."""
@@ -367,6 +379,7 @@ class Job(JobMachine):
         table[_state, AllDelivered] = (_succeed, J.SUCCEEDED)
         table[_state, AllStated] = (_end, _ended)
         table[_state, DeadlinePassed] = (_end, _ended)
+        table[_state, PartyLost] = (_miss, None)
     del table[J.REJECTING, Approval]  # nobody approves what is rejected
     for _state in _ENDED:
         table[_state, VerdictSigned] = (_conclude, None)

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import sqlalchemy as sa
 import structlog
+import tenacity
 
 from tdn_interop.app import flow as flows
 from tdn_interop.app import job_protocol as words
@@ -27,6 +28,7 @@ from tdn_interop.app.store.engine import Store
 from tdn_interop.app.store.jobs import JobRow
 from tdn_interop.app.telemetry import Metrics
 from tdn_interop.errors import ConfigError, Reason, Refused, TdnError, Unavailable, guard
+from tdn_interop.reasons import Retry
 from tdn_interop.transport.channel import ChannelEvent
 from tdn_interop.transport.frame import Failure
 from tdn_interop.transport.records_wire import encode_signed
@@ -50,6 +52,10 @@ _SEEN = {
     PartyState.FAILED: JobState.FAILING,
     PartyState.CANCELLED: JobState.CANCELLING,
 }
+
+
+def _needs_new_session(error: BaseException) -> bool:
+    return isinstance(error, TdnError) and error.reason.value.retry is Retry.NEW_SESSION
 
 
 class Jobs:
@@ -107,11 +113,20 @@ class Jobs:
             return
         try:
             await self._mesh.resolve(node)
-            await self._mesh.channels.open(node, self._mesh.config.timeouts.dial_s)
+            await self._call(node)
         except TdnError as error:
             guard("TDN-F-TSK-02").refuse(
                 error.reason, f"{node} cannot be reached: {error.message}", Unavailable
             )
+
+    @tenacity.retry(
+        stop=tenacity.stop_after_attempt(2),
+        retry=tenacity.retry_if_exception(_needs_new_session),
+        reraise=True,
+    )
+    async def _call(self, node: str) -> None:
+        """Hear the node itself: a session from before it restarted looks alive until something is said on it."""
+        await self._mesh.ping(node, self._mesh.config.timeouts.dial_s)
 
     def decide(self, job_id: str, comment: str, *, approve: bool) -> None:
         """A human decides. Errors: STATE_CONFLICT, JOB_UNKNOWN."""

@@ -40,6 +40,7 @@ class Papers:
         self._records: dict[str, Signed] = {}
         self._consents: dict[str, Signed] = {}
         self._attestations: dict[str, Attestation] = {}
+        self._missing: set[str] = set()
 
     # -- as a party ----------------------------------------------------------------------------
 
@@ -121,13 +122,13 @@ class Papers:
         self.parties[message.sender] = replace(before, state=type(message).__name__.upper(), **said)
 
     def keep_attestation(self, sender: str, data: bytes) -> bool:
-        """Keep a party's attestation; True when every party's is there. Errors: EVIDENCE_BROKEN."""
+        """Keep a party's attestation; True when that of every party which the verdict heard is there. Errors: EVIDENCE_BROKEN."""
         attestation = wire.decode_attestation(data)
         guard("TDN-F-EVD-08").check(
             attestation.event.signer == sender, Reason.EVIDENCE_BROKEN, f"{sender} attests for another node"
         )
         self._attestations[sender] = attestation
-        return len(self._attestations) == len(self._part.flow.parties)
+        return self._attestations.keys() >= set(self._part.flow.parties) - self._missing
 
     def agree(self, approvals: Sequence[words.Approval]) -> job.Agreed:
         """The agreement that follows from the approvals. Errors: those of `agreement.agree`."""
@@ -140,6 +141,7 @@ class Papers:
 
     def sign_verdict(self, effect: job.SignVerdict) -> Signed:
         """The verdict over the statements of the parties."""
+        self._missing = set(effect.missing)
         statements = tuple(stated.statement for stated in effect.statements)
         reason = effect.failure.reason.name if effect.failure else ""
         digest = self._part.agreement_digest

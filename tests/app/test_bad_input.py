@@ -29,6 +29,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def network(tmp_path_factory):
     async with job_mesh(tmp_path_factory.mktemp("mesh")) as running:
+        for node in PARTIES:  # sessions with nodes that were stopped end soon
+            await restart(running, node, ("idle_s = 120", "idle_s = 2"))
         yield running
 
 

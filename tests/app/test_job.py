@@ -301,13 +301,23 @@ class TestFailure:
         world.feed(world.job, jobs.PartyLost(C))
         world.parties[C].step = lambda _: []  # gone
         world.settle()
-        assert world.job.state is JobState.FAILING
-        world.feed(world.job, DeadlinePassed(JobState.FAILING))
-        world.settle()
         (verdict,) = world.verdicts
         assert (verdict.outcome, verdict.missing) == (Outcome.FAILED, (C,))
         assert (verdict.failure.reason, C in verdict.failure.message) == (Reason.PARTY_LOST, True)
         assert world.accepted == {A: Outcome.FAILED, B: Outcome.FAILED}
+
+    @pytest.mark.parametrize("stop", [JobState.REJECTING, JobState.FAILING, JobState.CANCELLING])
+    def test_a_stop_waits_for_nobody_who_is_lost(self, stop):
+        """Nor does it take the silence of the lost one for success."""
+        machine = at(JobState.VERIFYING).job
+        machine.state = stop
+        machine.step(Stated(A, 1, signed(A, "s"), Outcome.SUCCEEDED))
+        machine.step(jobs.PartyLost(C))
+        assert machine.state is stop
+        effects = machine.step(Stated(B, 1, signed(B, "s"), Outcome.SUCCEEDED))
+        (verdict,) = [effect for effect in effects if isinstance(effect, jobs.SignVerdict)]
+        assert (verdict.outcome.name, verdict.missing) == (machine.state.name, (C,))
+        assert machine.state not in {stop, JobState.SUCCEEDED}
 
     def test_a_party_that_has_delivered_and_stated_may_leave(self):
         machine = at(JobState.VERIFYING).job
