@@ -53,17 +53,19 @@ class _Waiting:
     node: str
     destination: str
     joined: asyncio.Future[tuple[Leg, tuple[str, ...]]]
-    done: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    done: asyncio.Future[Signed | None] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Onward:
-    """An open way: the leg, the relays after this node, the adjacent node, and what to call at the end."""
+    """An open way: the leg, the relays after this node, the adjacent node, and what gets the receipt at the end."""
 
     leg: Leg
     path: tuple[str, ...]
     next: str
-    finish: Callable[[], None]
+    finish: Callable[[Signed | None], None]
 
 
 class Tunnels:
@@ -130,17 +132,17 @@ class Tunnels:
                 raise
             return await self._carry(opening, leg, onward, previous)
 
-    async def joined(self, join: Join, node: str, leg: Leg) -> None:
-        """Serve a join of an adjacent node below; returns when the tunnel has ended."""
+    async def joined(self, join: Join, node: str, leg: Leg) -> Signed | None:
+        """Serve a join of an adjacent node below; our receipt when the tunnel has ended."""
         waiting = self._waiting.get(join.tunnel_id)
         expected = waiting is not None and waiting.node == node and not waiting.joined.done()
         guard("TDN-T-RTE-05").check(expected, Reason.NO_ROUTE, f"no tunnel waits for {node}", Refused)
         assert waiting is not None  # noqa: S101  for the type checker, checked one line above
         if join.refusal:
             waiting.joined.set_exception(_not_taken(Reason[join.refusal], waiting))
-            return
+            return None
         waiting.joined.set_result((leg, join.path))
-        await waiting.done
+        return await waiting.done
 
     async def from_above(self, opening: Opening) -> None:
         """Take a tunnel that waits at the parent: open the way down first, then join."""
@@ -222,13 +224,13 @@ class Tunnels:
             async with asyncio.timeout(opening.deadline_ms / 1000):
                 leg, path = await waiting.joined
         except BaseException as error:
-            _release(waiting.done)  # it may have joined in the meantime
+            _release(waiting.done, None)  # it may have joined in the meantime
             if isinstance(error, TimeoutError):
                 guard("TDN-T-DDL-02").refuse(Reason.DEADLINE, f"{node} did not join in time", Unavailable)
             raise
         finally:
             del self._waiting[opening.tunnel_id]
-        return _Onward(leg, path, node, lambda: _release(waiting.done))
+        return _Onward(leg, path, node, lambda receipt: _release(waiting.done, receipt))
 
     async def _carry(self, opening: Opening, leg: Leg, onward: _Onward, previous: str) -> Signed | None:
         """Carry until the end, whatever ends it: a caller that is gone must not take the evidence along."""
@@ -237,11 +239,12 @@ class Tunnels:
         try:
             await splice(leg, onward.leg, counter)
         finally:
-            onward.finish()
             leg.drop()
             onward.leg.drop()
             if self.me not in {opening.source, opening.destination}:
                 signed = self._receipt(opening, previous, onward.next, counter, started)
+            onward.finish(signed)
+            if signed:
                 await self._on_receipt(signed)
         return signed
 
@@ -255,20 +258,20 @@ class Tunnels:
         return self._key.sign(identity.RECEIPT, records_wire.encode_receipt(receipt))
 
 
-def _nothing() -> None:
-    """A way that needs no ending."""
+def _nothing(_receipt: Signed | None) -> None:
+    """A way on which nobody waits for the end."""
 
 
-def _release(done: asyncio.Future[None]) -> None:
+def _release(done: asyncio.Future[Signed | None], receipt: Signed | None) -> None:
     if not done.done():
-        done.set_result(None)
+        done.set_result(receipt)
 
 
 async def _abandon(onward: _Onward) -> None:
     await onward.leg.close()
     await onward.leg.settle()
     onward.leg.drop()
-    onward.finish()
+    onward.finish(None)
 
 
 def _not_taken(reason: Reason, waiting: _Waiting) -> Refused:

@@ -55,7 +55,7 @@ class RelayServicer:
         leg = ServerLeg(context)
         if JOIN in metadata:
             self._member(peer)
-            await self._tunnels.joined(records_wire.decode_join(metadata[JOIN]), peer, leg)
+            _give(context, await self._tunnels.joined(records_wire.decode_join(metadata[JOIN]), peer, leg))
             return
         guard("TDN-T-ENC-01").check(OPEN in metadata, Reason.INVALID_REQUEST, f"the call has no {OPEN}")
         opening = records_wire.decode_opening(metadata[OPEN])
@@ -64,9 +64,7 @@ class RelayServicer:
         async def ready(path: tuple[str, ...]) -> None:
             await context.send_initial_metadata(((PATH, ",".join(path)),))
 
-        receipt = await self._tunnels.relay(opening, peer, leg, ready)
-        if receipt:
-            context.set_trailing_metadata(((RECEIPT, records_wire.encode_signed(receipt)),))
+        _give(context, await self._tunnels.relay(opening, peer, leg, ready))
 
     async def _attach(
         self, _request: relay_service_pb2.AttachRequest, context: Context
@@ -80,6 +78,11 @@ class RelayServicer:
 
     def _member(self, node: str) -> None:
         guard("TDN-T-RTE-05").check(self._is_member(node), Reason.POLICY_DENIED, f"{node} is no member here")
+
+
+def _give(context: Context, receipt: Signed | None) -> None:
+    if receipt:
+        context.set_trailing_metadata(((RECEIPT, records_wire.encode_signed(receipt)),))
 
 
 def receipts(metadata: Any) -> list[Signed]:

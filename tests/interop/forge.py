@@ -154,7 +154,7 @@ def divert(tunnels, destination: str, front) -> None:
             return await honest(opening, node)
         near, far = socket_pair()
         front.take(far, "a diverted tunnel")
-        return _Onward(SocketLeg(near), (), node, lambda: None)
+        return _Onward(SocketLeg(near), (), node, lambda _receipt: None)
 
     tunnels._down = down
 

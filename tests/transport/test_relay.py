@@ -291,8 +291,7 @@ async def test_only_the_node_that_was_told_may_join_and_only_once(hub):
         await asyncio.sleep(0)
         assert (await refusal(hub.joined(join, SIBLING, Pipe()))).requirement == "TDN-T-RTE-05"
         leg.incoming.put_nowait(b"")
-        await running
-        await joined
+        assert await joined == await running  # the same receipt for both sides
 
 
 async def test_a_second_opening_of_a_tunnel_that_waits(hub):

@@ -1,0 +1,94 @@
+"""Taps: recording proxies on links, and what the nodes of `taps_node.py` recorded, read back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.interop import taps_node
+
+READ_BYTES = 1 << 16
+
+
+class Proxies:
+    """One recording TCP proxy for each address it is asked about; the files are named after the address."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._begun: dict[str, tuple[str, asyncio.Task[asyncio.Server]]] = {}
+        self._connections = 0
+
+    def __call__(self, address: str) -> str:
+        """The address of the proxy in front of `address`; it listens at once."""
+        if address not in self._begun:
+            listener = socket.create_server(("127.0.0.1", 0))
+            front = f"127.0.0.1:{listener.getsockname()[1]}"
+            serving = asyncio.start_server(lambda *near: self._carry(address, *near), sock=listener)
+            self._begun[address] = front, asyncio.ensure_future(serving)
+        return self._begun[address][0]
+
+    @property
+    def fronts(self) -> dict[str, str]:
+        """Address of the proxy by the address behind it."""
+        return {address: front for address, (front, _) in self._begun.items()}
+
+    async def close(self) -> None:
+        """Accept no more; connections end with the nodes."""
+        for _, begun in self._begun.values():
+            server = await begun
+            server.close()
+            await server.wait_closed()
+
+    async def _carry(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections += 1
+        name = f"{address}-{self._connections}"
+        far_reader, far_writer = await asyncio.open_connection(*address.split(":"))
+        await asyncio.gather(
+            self._copy(reader, far_writer, f"{name}-in"), self._copy(far_reader, writer, f"{name}-out")
+        )
+
+    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> None:
+        with (self._folder / name).open("ab", buffering=0) as file:
+            try:
+                while data := await reader.read(READ_BYTES):
+                    file.write(data)
+                    writer.write(data)
+                    await writer.drain()
+            except ConnectionError as error:  # a node that was cut off is not the tap's business
+                (self._folder / "broken").open("a").write(f"{name}: {error}\n")
+            finally:
+                writer.close()
+
+
+def command(folder: Path, environment: dict[str, str]) -> Callable[[str, Path], list[str]]:
+    """The `command` of a Lab whose nodes record into `folder`/NODE; `environment` holds settings by node."""
+
+    def of(node: str, config: Path) -> list[str]:
+        place = folder / node
+        place.mkdir(parents=True, exist_ok=True)
+        setting = [environment[node]] if node in environment else []
+        return ["/usr/bin/env", *setting, sys.executable, "-P", taps_node.__file__, str(place), str(config)]
+
+    return of
+
+
+@dataclass(frozen=True, slots=True)
+class Notes:
+    """What one node noted."""
+
+    lines: tuple[dict[str, Any], ...]
+
+    @classmethod
+    def of(cls, folder: Path) -> Notes:
+        """Read the notes below the folder of a node."""
+        return cls(tuple(map(json.loads, (folder / taps_node.NOTES).read_text().splitlines())))
+
+    def about(self, kind: str, **names: object) -> list[dict[str, Any]]:
+        """The notes of a kind, in order, that hold all `names`."""
+        return [line for line in self.lines if line["kind"] == kind and names.items() <= line.items()]
