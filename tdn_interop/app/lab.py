@@ -324,16 +324,14 @@ def _size(log: Path) -> int:
 
 
 def _last_words(log: Path, begin: int) -> tuple[Reason, str]:
-    """Reason and sentence of a node's last line, if it is the error of `tdn node run --json`."""
+    """Why a node ended: the error of `tdn node run --json`, or else its last line."""
     with log.open("rb") as file:
         file.seek(begin)
-        lines = file.read().decode("utf-8", "replace").split("\n")
-    last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
-    try:
-        error = json.loads(last)["error"]
-        return Reason[error["reason"]], error["message"]
-    except (ValueError, KeyError, TypeError):
-        return Reason.NODE_DOWN, last[:400]
+        lines = [line for line in file.read().decode("utf-8", "replace").split("\n") if line.strip()]
+    errors = [json.loads(line)["error"] for line in lines if line.startswith('{"error": ')]
+    if errors:
+        return Reason[errors[-1]["reason"]], errors[-1]["message"]
+    return Reason.NODE_DOWN, lines[-1][:400] if lines else "it said nothing"
 
 
 def _refuse(words: str) -> NoReturn:

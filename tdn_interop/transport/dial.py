@@ -65,9 +65,9 @@ class Dialled:
         return self
 
     async def close(self) -> None:
-        """Close the channel and every connection under it."""
-        await self.channel.close()
+        """Close the channel and every connection under it; nothing when it was never started."""
         if self._server:
+            await self.channel.close()
             self._server.close()
         for task in list(self._tasks):
             task.cancel()
