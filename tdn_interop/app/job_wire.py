@@ -219,7 +219,10 @@ def decode_agreement(data: bytes) -> Agreement:
 def encode_consent(consent: Consent) -> bytes:
     """Serialize."""
     m = job_pb2.Consent(
-        job_id=consent.job_id, agreement_sha256=consent.agreement_sha256, coordinator=consent.coordinator
+        job_id=consent.job_id,
+        agreement_sha256=consent.agreement_sha256,
+        coordinator=consent.coordinator,
+        parties=consent.parties,
     )
     return m.SerializeToString(deterministic=True)
 
@@ -230,6 +233,7 @@ def encode_statement(statement: Statement) -> bytes:
         job_id=statement.job_id, party=statement.party, outcome=_number(statement.outcome),
         agreement_sha256=statement.agreement_sha256, epoch=statement.epoch,
         result_commitment=statement.result_commitment, ended_at_ms=statement.ended_at_ms,
+        coordinator=statement.coordinator,
     ).SerializeToString(deterministic=True)  # fmt: skip
 
 

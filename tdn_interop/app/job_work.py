@@ -95,7 +95,7 @@ class Work:
         """The digest of the agreement, if it is the right one. Errors: TRANSCRIPT_MISMATCH and others."""
         assert part.offer is not None  # noqa: S101  the machine admits only what was approved
         part.agreement = agreements.confirm(
-            data, records, part.job_id, part.flow, part.offer, self._mesh.trust.record
+            data, records, part.job_id, part.flow, part.offer, self._mesh.record
         )
         part.agreement_digest = agreements.digest(data)
         return part.agreement_digest

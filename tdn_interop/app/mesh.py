@@ -164,6 +164,18 @@ class Mesh:
             metadata=error.metadata,
         )  # fmt: skip
 
+    def record(self, signed: Signed) -> NodeRecord:
+        """A record that the top signed, with the key that is pinned if we have met the node. Errors: IDENTITY_MISMATCH."""
+        record = self.trust.record(signed)
+        known = self.key_of(record.node_id) or record.identity_key
+        guard("TDN-T-IDN-06").check(
+            known == record.identity_key,
+            Reason.IDENTITY_MISMATCH,
+            f"{record.node_id} has another identity key",
+            Refused,
+        )
+        return record
+
     def key_of(self, node: str) -> bytes:
         """The pinned identity key of a node; empty when we have never met it."""
         return self.standing.key.public_key if node == self.me else self._pins.get(node, b"")

@@ -16,11 +16,21 @@ from tdn_interop.app import job, job_wire
 from tdn_interop.app import job_protocol as words
 from tdn_interop.app.agreement import Approved
 from tdn_interop.app.evidence import bundle, wire
-from tdn_interop.app.evidence.statements import Attestation, Consent, Outcome, Statement, Verdict
+from tdn_interop.app.evidence.chain import check_attestation
+from tdn_interop.app.evidence.statements import (
+    VERDICT_KIND,
+    Attestation,
+    Consent,
+    Outcome,
+    Statement,
+    Verdict,
+    digest,
+)
+from tdn_interop.app.evidence.verdict import check_outcome, check_statements
 from tdn_interop.app.job_work import Part
 from tdn_interop.app.mesh import Mesh
 from tdn_interop.app.store.jobs import JobPartyRow
-from tdn_interop.errors import PeerProtocolError, Reason, guard
+from tdn_interop.errors import Reason, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.records_wire import encode_signed
 from tdn_interop.transport.trust import now_ms
@@ -41,44 +51,57 @@ class Papers:
         self._consents: dict[str, Signed] = {}
         self._attestations: dict[str, Attestation] = {}
         self._missing: set[str] = set()
+        self._stated: Signed | None = None
+        self._verdict_sha256 = b""
 
     # -- as a party ----------------------------------------------------------------------------
 
     def consent(self) -> Signed:
         """Our consent to the agreement of the part."""
-        consent = Consent(self._part.job_id, self._part.agreement_digest, self._part.coordinator)
-        return self._key.sign(identity.CONSENT, job_wire.encode_consent(consent))
+        return self._key.sign(identity.CONSENT, job_wire.encode_consent(self._wanted_consent()))
 
     def statement(self, outcome: Outcome, epoch: int) -> Signed:
-        """Our statement of how our part ended."""
+        """Our statement of how our part ended; made once."""
         part = self._part
         made = Statement(
-            part.job_id, self._mesh.me, outcome, part.agreement_digest, epoch, part.commitment, now_ms()
-        )
-        return self._key.sign(identity.STATEMENT, job_wire.encode_statement(made))
+            part.job_id, self._mesh.me, outcome, part.agreement_digest, epoch, part.commitment, now_ms(),
+            part.coordinator,
+        )  # fmt: skip
+        self._stated = self._key.sign(identity.STATEMENT, job_wire.encode_statement(made))
+        return self._stated
 
     def accept(self, verdict: Signed) -> None:
         """Take the verdict as the end of the job.
 
-        It is signed by the coordinator, about this job, and holds what this node stated, unless it says
-        that our statement is missing. Errors: SIGNATURE_INVALID, IDENTITY_MISMATCH.
+        1. The coordinator signed it, about this job and the agreement we consented to, if we did.
+        2. Each statement in it is its party's, made to this coordinator, about this job.
+        3. The outcome follows from them.
+        4. Parties with and without statement are those of the flow.
+        5. Ours is the one we made; if it is not there, it is named as missing.
+
+        Errors: SIGNATURE_INVALID, IDENTITY_MISMATCH, EVIDENCE_BROKEN.
         """
-        self._signed(identity.VERDICT, self._part.coordinator, verdict)
+        part, told = self._part, guard("TDN-F-TSK-07")
+        self._signed(identity.VERDICT, part.coordinator, verdict)  # 1
         found = wire.decode_verdict(verdict.statement)
-        told = guard("TDN-F-TSK-07")
+        about = found.job_id == part.job_id and found.agreement_sha256 in {part.agreement_digest, b""}
+        told.check(about, Reason.IDENTITY_MISMATCH, "the verdict is about another job or agreement")
+        statements = check_statements(part.coordinator, found, self._mesh.key_of)  # 2
+        check_outcome(found, statements)  # 3
+        parties = sorted([*(s.signer for s in found.statements), *found.missing])
         told.check(
-            found.job_id == self._part.job_id, Reason.IDENTITY_MISMATCH, "the verdict is about another job"
-        )
-        said = [s for s in found.statements if s.signer == self._mesh.me]
-        honest = all(identity.verify(identity.STATEMENT, s, self._key.public_key) for s in said)
-        ours = honest and (said or self._mesh.me in found.missing)
+            parties == sorted(part.flow.parties), Reason.EVIDENCE_BROKEN, "the verdict names other parties"
+        )  # 4
+        ours = [s for s in found.statements if s.signer == self._mesh.me]
         told.check(
-            ours,
-            Reason.SIGNATURE_INVALID,
+            ours in ([], [self._stated]), Reason.SIGNATURE_INVALID,
             "the verdict does not hold what this node stated",
-            PeerProtocolError,
-        )
+        )  # 5  # fmt: skip
         self.verdict = verdict
+
+    def _wanted_consent(self) -> Consent:
+        part = self._part
+        return Consent(part.job_id, part.agreement_digest, part.coordinator, tuple(sorted(part.flow.parties)))
 
     # -- as the coordinator --------------------------------------------------------------------
 
@@ -90,18 +113,18 @@ class Papers:
         match message:
             case words.Admitted(sender=sender, consent=signed):
                 self._signed(identity.CONSENT, sender, signed)
-                consent = wire.decode_consent(signed.statement)
-                known = self._part.agreement_digest
-                same = consent == Consent(self._part.job_id, known, self._mesh.me)
+                same = wire.decode_consent(signed.statement) == self._wanted_consent()
                 guard("TDN-F-TSK-02").check(
                     same, Reason.DIGEST_MISMATCH, f"{sender} consents to another agreement"
                 )
             case words.Stated(sender=sender, statement=signed):
                 self._signed(identity.STATEMENT, sender, signed)
                 stated = wire.decode_statement(signed.statement)
-                ours = (stated.job_id, stated.party) == (self._part.job_id, sender)
+                told = (stated.job_id, stated.party, stated.coordinator)
                 guard("TDN-F-TSK-07").check(
-                    ours, Reason.IDENTITY_MISMATCH, f"the statement of {sender} is about another job"
+                    told == (self._part.job_id, sender, self._mesh.me),
+                    Reason.IDENTITY_MISMATCH,
+                    f"the statement of {sender} is about another job",
                 )
 
     def keep(self, message: words.Message) -> None:
@@ -122,10 +145,19 @@ class Papers:
         self.parties[message.sender] = replace(before, state=type(message).__name__.upper(), **said)
 
     def keep_attestation(self, sender: str, data: bytes) -> bool:
-        """Keep a party's attestation; True when that of every party which the verdict heard is there. Errors: EVIDENCE_BROKEN."""
+        """Keep a party's attestation; True when that of every party which the verdict heard is there.
+
+        A wrong one is worse than none, because the bundle would not verify. Errors: EVIDENCE_BROKEN,
+        SIGNATURE_INVALID.
+        """
         attestation = wire.decode_attestation(data)
+        check_attestation(attestation, self._mesh.standing.membership.top_identity_key)
+        event = wire.decode_event(attestation.event.statement)
+        about = (event.node, event.kind, event.subject, event.statement_sha256)
         guard("TDN-F-EVD-08").check(
-            attestation.event.signer == sender, Reason.EVIDENCE_BROKEN, f"{sender} attests for another node"
+            about == (sender, VERDICT_KIND, self._part.job_id, self._verdict_sha256),
+            Reason.EVIDENCE_BROKEN,
+            f"{sender} attests something else",
         )
         self._attestations[sender] = attestation
         return self._attestations.keys() >= set(self._part.flow.parties) - self._missing
@@ -133,7 +165,7 @@ class Papers:
     def agree(self, approvals: Sequence[words.Approval]) -> job.Agreed:
         """The agreement that follows from the approvals. Errors: those of `agreement.agree`."""
         approved = [Approved(each.offer, each.record) for each in approvals]
-        made = agreements.agree(self._part.job_id, self._part.flow, approved, self._mesh.trust.record)
+        made = agreements.agree(self._part.job_id, self._part.flow, approved, self._mesh.record)
         data = job_wire.encode_agreement(made)
         self._part.agreement_digest = agreements.digest(data)
         records = tuple(self._records[offer.signer] for offer in made.offers)
@@ -144,9 +176,11 @@ class Papers:
         self._missing = set(effect.missing)
         statements = tuple(stated.statement for stated in effect.statements)
         reason = effect.failure.reason.name if effect.failure else ""
-        digest = self._part.agreement_digest
-        made = Verdict(self._part.job_id, effect.outcome, digest, statements, effect.missing, reason)
-        return self._key.sign(identity.VERDICT, job_wire.encode_verdict(made, effect.failure))
+        agreement = self._part.agreement_digest
+        made = Verdict(self._part.job_id, effect.outcome, agreement, statements, effect.missing, reason)
+        signed = self._key.sign(identity.VERDICT, job_wire.encode_verdict(made, effect.failure))
+        self._verdict_sha256 = digest(signed)
+        return signed
 
     def make_bundle(self) -> None:
         """Build and verify the bundle, once. Errors: EVIDENCE_BROKEN, TOO_LARGE."""

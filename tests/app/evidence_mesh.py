@@ -121,8 +121,9 @@ class Papers:
         return self.mesh.key(self.attestations[0].chain[-1].head.signer)
 
 
-def statement(mesh, name, outcome=Outcome.SUCCEEDED, **changes):
+def statement(mesh, name, outcome=Outcome.SUCCEEDED, coordinator=None, **changes):
     fields = {
+        "coordinator": coordinator or name,
         "job_id": JOB, "party": name, "outcome": outcome.value, "agreement_sha256": AGREEMENT, "epoch": 1,
         "ended_at_ms": NOW, "result_commitment": commitment(b"s" * 16, hashlib.sha256(name.encode()).digest()),
     }  # fmt: skip
@@ -140,8 +141,10 @@ def verdict(mesh, statements, outcome=Outcome.SUCCEEDED, missing=(), by=None, **
     return mesh.sign(by or statements[0].signer, VERDICT, message)
 
 
-def consent(mesh, name, coordinator, **changes):
-    fields = {"job_id": JOB, "agreement_sha256": AGREEMENT, "coordinator": coordinator}
+def consent(mesh, name, coordinator, parties, **changes):
+    fields = {
+        "job_id": JOB, "agreement_sha256": AGREEMENT, "coordinator": coordinator, "parties": sorted(parties),
+    }  # fmt: skip
     return mesh.sign(name, CONSENT, job_pb2.Consent(**(fields | changes)))
 
 
@@ -149,7 +152,7 @@ def papers(names, mesh=None, **sizes):
     """The papers of a job that succeeded, coordinated by the first of `names`."""
     names = sorted(names)
     mesh = mesh or Mesh.of(*names, **sizes)
-    end = verdict(mesh, [statement(mesh, n) for n in names])
+    end = verdict(mesh, [statement(mesh, n, coordinator=names[0]) for n in names])
     return Papers(
-        mesh, end, [consent(mesh, n, names[0]) for n in names], [mesh.attest(n, end) for n in names]
+        mesh, end, [consent(mesh, n, names[0], names) for n in names], [mesh.attest(n, end) for n in names]
     )

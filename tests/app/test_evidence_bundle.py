@@ -344,12 +344,18 @@ def mesh():
 
 def ended(mesh, end, consents=(A, B, C), attested=(A, B, C)):
     return Papers(
-        mesh, end, [consent(mesh, n, end.signer) for n in consents], [mesh.attest(n, end) for n in attested]
+        mesh,
+        end,
+        [consent(mesh, n, end.signer, (A, B, C)) for n in consents],
+        [mesh.attest(n, end) for n in attested],
     )
 
 
 def three(mesh, outcomes=(Outcome.SUCCEEDED,) * 3, **changes):
-    return [statement(mesh, n, o, **changes) for n, o in zip((A, B, C), outcomes, strict=True)]
+    return [
+        statement(mesh, n, o, **({"coordinator": A} | changes))
+        for n, o in zip((A, B, C), outcomes, strict=True)
+    ]
 
 
 S, F, X, R = Outcome.SUCCEEDED, Outcome.FAILED, Outcome.CANCELLED, Outcome.REJECTED
@@ -380,7 +386,7 @@ def test_a_job_that_ended_before_an_agreement_is_proven(mesh):
 
 
 def test_a_party_that_never_saw_the_agreement_need_not_name_it(mesh):
-    stated = [*three(mesh, (F, F, F))[:2], statement(mesh, C, F, agreement_sha256=b"")]
+    stated = [*three(mesh, (F, F, F))[:2], statement(mesh, C, F, coordinator=A, agreement_sha256=b"")]
     found = verify(ended(mesh, verdict(mesh, stated, F), consents=[A]).bundle(), mesh.key("cn"))
     assert found.outcome is F
 
@@ -394,18 +400,18 @@ LIES = {
         lambda m: verdict(m, three(m, agreement_sha256=b""), agreement_sha256=b""), 7,
     ),
     "success of one party alone": (lambda m: verdict(m, three(m)[:1]), 7),
-    "epochs differ": (lambda m: verdict(m, [*three(m)[:2], statement(m, C, epoch=2)]), 7),
+    "epochs differ": (lambda m: verdict(m, [*three(m)[:2], statement(m, C, coordinator=A, epoch=2)]), 7),
     "failure named for a success": (lambda m: verdict(m, three(m), failure={"reason": "DEADLINE"}), 7),
-    "statement about another job": (lambda m: verdict(m, [*three(m)[:2], statement(m, C, job_id="f" * 32)]), 6),
+    "statement about another job": (lambda m: verdict(m, [*three(m)[:2], statement(m, C, coordinator=A, job_id="f" * 32)]), 6),
     "statement about another agreement": (
-        lambda m: verdict(m, [*three(m)[:2], statement(m, C, agreement_sha256=b"x" * 32)]), 6,
+        lambda m: verdict(m, [*three(m)[:2], statement(m, C, coordinator=A, agreement_sha256=b"x" * 32)]), 6,
     ),
     "statement of no agreement in a success": (
-        lambda m: verdict(m, [*three(m)[:2], statement(m, C, agreement_sha256=b"")]), 6,
+        lambda m: verdict(m, [*three(m)[:2], statement(m, C, coordinator=A, agreement_sha256=b"")]), 6,
     ),
     "statement for another party": (lambda m: verdict(m, [*three(m)[:2], forged_statement(m)]), 6),
     "one party for another that is left out": (
-        lambda m: verdict(m, [statement(m, A), m.sign(C, "tdn/v1/statement", statement(m, B).statement)]), 6,
+        lambda m: verdict(m, [statement(m, A, coordinator=A), m.sign(C, "tdn/v1/statement", statement(m, B, coordinator=A).statement)]), 6,
     ),
     "statement forged": (lambda m: verdict(m, [*three(m)[:2], Signed(forged_statement(m).statement, C, b"s" * 64)]), 6),
     "statements not sorted": (lambda m: verdict(m, three(m)[::-1], by=A), 6),
@@ -418,7 +424,9 @@ LIES = {
 
 def forged_statement(mesh):
     """B speaks for C."""
-    return dataclasses.replace(mesh.sign(B, "tdn/v1/statement", statement(mesh, C).statement), signer=B)
+    return dataclasses.replace(
+        mesh.sign(B, "tdn/v1/statement", statement(mesh, C, coordinator=A).statement), signer=B
+    )
 
 
 @pytest.mark.parametrize("lie", LIES)
@@ -430,24 +438,24 @@ def test_a_verdict_that_does_not_follow_is_found(mesh, lie):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"job_id": "f" * 32}, {"agreement_sha256": b"x" * 32}, {"coordinator": B}],
-    ids=["job", "agreement", "coordinator"],
+    [{"job_id": "f" * 32}, {"agreement_sha256": b"x" * 32}, {"coordinator": B}, {"parties": (A, B)}],
+    ids=["job", "agreement", "coordinator", "parties"],
 )
 def test_a_consent_to_something_else_is_found(mesh, changes):
     case = ended(mesh, verdict(mesh, three(mesh)))
-    case.consents[1] = consent(mesh, B, **({"coordinator": A} | changes))
+    case.consents[1] = consent(mesh, B, **({"coordinator": A, "parties": (A, B, C)} | changes))
     assert refusal(case.bundle(), mesh.key("cn")).metadata["step"] == "8"
 
 
 def test_a_consent_of_somebody_else_is_found(mesh):
     case = ended(mesh, verdict(mesh, three(mesh)))
-    case.consents.append(consent(mesh, "shandong.cn", A))
+    case.consents.append(consent(mesh, "shandong.cn", A, (A, B, C)))
     assert refusal(case.bundle(), mesh.key("cn")).metadata["step"] == "8"
 
 
 def test_a_consent_signed_by_another_party_is_found(mesh):
     case = ended(mesh, verdict(mesh, three(mesh)))
-    case.consents[1] = dataclasses.replace(consent(mesh, A, A), signer=B)
+    case.consents[1] = dataclasses.replace(consent(mesh, A, A, (A, B, C)), signer=B)
     error = refusal(case.bundle(), mesh.key("cn"))
     assert (error.reason, error.metadata["step"]) == (Reason.SIGNATURE_INVALID, "8")
 
@@ -459,7 +467,7 @@ def test_a_consent_signed_by_another_party_is_found(mesh):
 def test_an_event_about_something_else_is_found(mesh, changes):
     end = verdict(mesh, three(mesh))
     case = Papers(
-        mesh, end, [consent(mesh, n, A) for n in (A, B, C)],
+        mesh, end, [consent(mesh, n, A, (A, B, C)) for n in (A, B, C)],
         [mesh.attest(A, end), mesh.attest(B, end, **changes), mesh.attest(C, end)],
     )  # fmt: skip
     assert refusal(case.bundle(), mesh.key("cn")).metadata["step"] == "9"
@@ -547,7 +555,10 @@ def test_a_split_view_inside_a_bundle_is_found(mesh):
     first = mesh.attest(A, end)
     hub.tree.truncate(0)
     case = Papers(
-        mesh, end, [consent(mesh, n, A) for n in (A, B, C)], [first, mesh.attest(B, end), mesh.attest(C, end)]
+        mesh,
+        end,
+        [consent(mesh, n, A, (A, B, C)) for n in (A, B, C)],
+        [first, mesh.attest(B, end), mesh.attest(C, end)],
     )
     error = refusal(case.bundle(), mesh.key("cn"))
     assert (error.reason, error.metadata["step"]) == (Reason.EQUIVOCATION, "11")
@@ -639,3 +650,37 @@ def crowded():
     """A verdict with more parties than a job can have."""
     statements = [signed_to_pb(Signed(b"statement", A, b"s" * 64))] * (wire.MAX_PARTIES + 1)
     return job_pb2.Verdict(job_id=JOB, outcome=2, statements=statements)
+
+
+def forged(mesh, stated, missing):
+    """C, who coordinates nothing, claims that the job has failed."""
+    end = verdict(mesh, stated, F, missing=missing, by=C)
+    return Papers(mesh, end, [], [mesh.attest(C, end)]).bundle()
+
+
+def test_a_verdict_of_another_party_cannot_use_the_statements_of_the_others(mesh):
+    stated = [*three(mesh)[:2], statement(mesh, C, F, coordinator=C)]
+    assert refusal(forged(mesh, stated, ()), mesh.key("cn")).metadata["step"] == "6"
+
+
+def test_a_verdict_without_papers_of_others_is_shown_as_the_claim_of_one(mesh):
+    alone = forged(mesh, [statement(mesh, C, F, coordinator=C)], (A, B))
+    assert verify(alone, mesh.key("cn")).confirmed_by == ()
+    assert describe(verify(alone, mesh.key("cn")))["confirmed_by"] == []
+    honest = papers((A, B, C), mesh).bundle()
+    assert verify(honest, mesh.key("cn")).confirmed_by == (B, C)
+
+
+def test_a_party_cannot_be_left_out(mesh):
+    end = verdict(mesh, [three(mesh)[0], three(mesh)[2]])
+    without_b = Papers(
+        mesh, end, [consent(mesh, n, A, (A, B, C)) for n in (A, C)], [mesh.attest(n, end) for n in (A, C)]
+    )
+    assert refusal(without_b.bundle(), mesh.key("cn")).metadata["step"] == "8"
+
+
+def test_the_top_cannot_be_given_another_name(good, case):
+    content = wire.decode_content(wire.unpack_bundle(good))
+    renamed = tuple(dataclasses.replace(r, signer="evil.example") for r in content.records)
+    bundle = wire.encode_bundle(dataclasses.replace(content, records=renamed))
+    assert refusal(bundle, case.top_key).reason is Reason.EVIDENCE_BROKEN

@@ -48,14 +48,16 @@ async def anchor(logs, name, inclusion):
 async def test_from_events_to_a_bundle(logs):
     mesh, logs = logs
     for round_ in range(3):
-        end = verdict(mesh, [statement(mesh, n, epoch=round_ + 1) for n in PARTIES])
+        end = verdict(mesh, [statement(mesh, n, coordinator=PARTIES[0], epoch=round_ + 1) for n in PARTIES])
         attestations = []
         for name in PARTIES:
             await logs[name].append("job.started", JOB)
             index = await logs[name].append(VERDICT_KIND, JOB, statement_sha256=digest(end))
             chain = await anchor(logs, name, await logs[name].inclusion(index))
             attestations.append(Attestation(await logs[name].event(index), chain))
-        made = bundle.build(end, [consent(mesh, n, end.signer) for n in PARTIES], attestations, mesh.records.values())
+        made = bundle.build(
+            end, [consent(mesh, n, end.signer, PARTIES) for n in PARTIES], attestations, mesh.records.values()
+        )
         found = bundle.verify(made, mesh.key("cn"))
         assert found.outcome is Outcome.SUCCEEDED
         assert [p.logs[-1].size for p in found.parties] == [2 * round_ + 1, 2 * round_ + 2]

@@ -14,7 +14,7 @@ from tdn_interop.app.cli.output import Output
 from tdn_interop.errors import ConfigError, Reason, guard
 
 _FIELDS = [
-    "job_id", "outcome", "failure", "coordinator", "agreement_sha256", "top", "top_identity_sha256", "size_bytes",
+    "job_id", "outcome", "failure", "coordinator", "confirmed_by", "agreement_sha256", "top", "top_identity_sha256", "size_bytes",
 ]  # fmt: skip
 _COLUMNS = ["node", "stated", "consented", "noted_at_ms", "logs"]
 _KEY = re.compile(r"[0-9a-fA-F]{64}\Z")

@@ -21,6 +21,7 @@ _LABELS = {
     "columns": ("columns", "列"),
     "config": ("configuration", "配置文件"),
     "consented": ("consented", "已同意"),
+    "confirmed_by": ("coordinator confirmed by", "协调方获以下参与方确认"),
     "coordinator": ("coordinator", "协调方"),
     "created_at_ms": ("created", "创建时间"),
     "delimiter": ("delimiter", "分隔符"),

@@ -24,8 +24,9 @@ from tdn_interop.app.evidence.statements import (
     Verdict,
     digest,
 )
+from tdn_interop.app.evidence.verdict import check_outcome, check_statements, holds, is_sorted
 from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, TdnError, guard
-from tdn_interop.identity import CONSENT, STATEMENT, VERDICT, Signed, fingerprint
+from tdn_interop.identity import CONSENT, VERDICT, Signed, fingerprint
 from tdn_interop.transport.records_wire import decode_record
 
 MAX_BUNDLE = 8192
@@ -47,12 +48,17 @@ class Party:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What a bundle proves. `failure` is the name of a reason, empty when the job succeeded."""
+    """What a bundle proves. `failure` is the name of a reason, empty when the job succeeded.
+
+    `confirmed_by`: the other parties whose signed papers name this coordinator. When it is empty, the
+    bundle shows only what the coordinator says of itself.
+    """
 
     job_id: str
     outcome: Outcome
     failure: str
     coordinator: str
+    confirmed_by: tuple[str, ...]
     agreement_sha256: bytes
     verdict_sha256: bytes
     parties: tuple[Party, ...]
@@ -117,6 +123,7 @@ def describe(verified: Verified) -> dict[str, object]:
         "outcome": verified.outcome.name,
         "failure": verified.failure,
         "coordinator": verified.coordinator,
+        "confirmed_by": list(verified.confirmed_by),
         "agreement_sha256": verified.agreement_sha256.hex(),
         "verdict_sha256": verified.verdict_sha256.hex(),
         "parties": [
@@ -167,6 +174,7 @@ class _Work:
         consents = {signed.signer for signed in self.content.consents}
         return Verified(
             self.verdict.job_id, self.verdict.outcome, self.verdict.failure, self.content.verdict.signer,
+            tuple(sorted((self.statements.keys() | consents) - {self.content.verdict.signer})),
             self.verdict.agreement_sha256, digest(self.content.verdict),
             tuple(self._party(node, node in consents) for node in self.parties),
             self.keys.top, self.top_key, len(self.bundle),
@@ -205,57 +213,34 @@ def _verdict(work: _Work) -> None:
 
 
 def _statements(work: _Work) -> None:
-    for signed in work.verdict.statements:
-        statement = wire.decode_statement(signed.statement)
-        _holds(statement.party == signed.signer, f"{signed.signer} states something for {statement.party}")
-        check_signature(STATEMENT, signed, work.keys.of(signed.signer), "a statement")
-        _holds(statement.job_id == work.verdict.job_id, f"{statement.party} speaks of another job")
-        # A party that never saw the agreement of a failed job cannot name it.
-        early = not statement.agreement_sha256 and not work.succeeded
-        same = statement.agreement_sha256 == work.verdict.agreement_sha256
-        _holds(same or early, f"{statement.party} speaks of another agreement")
-        work.statements[statement.party] = statement
-    stated = [signed.signer for signed in work.verdict.statements]
-    _holds(
-        _sorted(stated) and _sorted(work.verdict.missing), "the parties are not sorted or one stands twice"
-    )
-    _holds(not set(stated) & set(work.verdict.missing), "a party is named as missing that made a statement")
-    _holds(work.content.verdict.signer in work.statements, "the coordinator made no statement")
+    work.statements |= check_statements(work.content.verdict.signer, work.verdict, work.keys.of)
 
 
 def _outcome(work: _Work) -> None:
-    said = {statement.outcome for statement in work.statements.values()}
-    epochs = {statement.epoch for statement in work.statements.values()}
-    if work.succeeded:
-        _holds(said == {Outcome.SUCCEEDED} and not work.verdict.missing, "not every party states success")
-        _holds(len(epochs) == 1, "the parties speak of different epochs")
-        _holds(work.verdict.agreement_sha256, "a job without an agreement cannot succeed")
-        _holds(len(work.statements) > 1, "a job has at least two parties")
-        _holds(not work.verdict.failure, "a job that succeeded has no failure")
-    else:
-        _holds(work.verdict.outcome in said or work.verdict.missing, "no party states this outcome")
+    check_outcome(work.verdict, work.statements)
 
 
 def _consents(work: _Work) -> None:
+    wanted = Consent(
+        work.verdict.job_id, work.verdict.agreement_sha256, work.content.verdict.signer, tuple(work.parties)
+    )
     for signed in work.content.consents:
         check_signature(CONSENT, signed, work.keys.of(signed.signer), "a consent")
         consent = wire.decode_consent(signed.statement)
-        # Nobody but the node that all agreed on can give the verdict.
-        wanted = Consent(work.verdict.job_id, work.verdict.agreement_sha256, work.content.verdict.signer)
-        _holds(consent == wanted, f"{signed.signer} consented to something else")
+        holds(consent == wanted, f"{signed.signer} consented to something else")
     _complete(work, [signed.signer for signed in work.content.consents], "consent")
 
 
 def _events(work: _Work) -> None:
     for attestation in work.content.attestations:
         event = check_event(attestation, work.keys)
-        _holds(not attestation.records, "records stand at an attestation")
+        holds(not attestation.records, "records stand at an attestation")
         about = (event.kind, event.subject, event.statement_sha256)
         expected = (VERDICT_KIND, work.verdict.job_id, digest(work.content.verdict))
-        _holds(about == expected, f"the event of {event.node} is not about this verdict")
+        holds(about == expected, f"the event of {event.node} is not about this verdict")
         work.events[event.node] = event
     _complete(work, [a.event.signer for a in work.content.attestations], "event")
-    _holds(work.content.verdict.signer in work.events, "the coordinator has no event")
+    holds(work.content.verdict.signer in work.events, "the coordinator has no event")
 
 
 def _logs(work: _Work) -> None:
@@ -270,7 +255,7 @@ def _history(work: _Work) -> None:
 
 def _nothing_else(work: _Work) -> None:
     unused = work.keys.unused()
-    _holds(not unused, f"{len(unused)} records belong to nobody in this job")
+    holds(not unused, f"{len(unused)} records belong to nobody in this job")
 
 
 # What is checked, in this order; a number is a place in this list, from 1.
@@ -292,13 +277,5 @@ STEPS: tuple[tuple[str, Callable[[_Work], None]], ...] = (
 
 def _complete(work: _Work, nodes: Sequence[str], what: str) -> None:
     """One of each party when the job succeeded, at most one otherwise."""
-    _holds(_sorted(nodes) and set(nodes) <= set(work.parties), f"a {what} is out of place")
-    _holds(not work.succeeded or list(nodes) == work.parties, f"the {what} of a party is missing")
-
-
-def _sorted(nodes: Sequence[str]) -> bool:
-    return list(nodes) == sorted(set(nodes))
-
-
-def _holds(ok: object, message: str) -> None:
-    guard("TDN-F-EVD-09").check(ok, Reason.EVIDENCE_BROKEN, message)
+    holds(is_sorted(nodes) and set(nodes) <= set(work.parties), f"a {what} is out of place")
+    holds(not work.succeeded or list(nodes) == work.parties, f"the {what} of a party is missing")

@@ -9,6 +9,7 @@ from tdn_interop.app.evidence.merkle import leaf_hash, verify_inclusion
 from tdn_interop.app.evidence.statements import Attestation, Event, TreeHead
 from tdn_interop.errors import Reason, guard
 from tdn_interop.identity import EVENT, NODE_RECORD, TREE_HEAD, Signed, verify
+from tdn_interop.ids import is_below
 from tdn_interop.transport.records_wire import decode_record, encode_signed
 
 
@@ -26,6 +27,9 @@ class Keys:
         found = [decode_record(signed.statement) for signed in records]
         names = [record.node_id for record in found]
         _check(names == sorted(set(names)), "the records are not sorted or one stands twice")
+        # The name of the signer is not under its signature; that of each node below it is.
+        below = all(is_below(name, self.top) for name in names)
+        _check(below, f"a record is of a node that is not below {self.top}")
         self._records = {record.node_id: record for record in found}
         self._used: set[str] = set()
 
@@ -89,6 +93,14 @@ def check_chain(attestation: Attestation, event: Event, keys: Keys) -> tuple[Tre
         f"the event of {event.node} is younger than its log",
     )
     return tuple(heads)
+
+
+def check_attestation(attestation: Attestation, top_key: bytes) -> None:
+    """An attestation with its own records, as it comes from a party. Errors: EVIDENCE_BROKEN, SIGNATURE_INVALID."""
+    found = {decode_record(signed.statement): signed for signed in attestation.records}
+    below = sorted((record for record in found if record.parent), key=lambda record: record.node_id)
+    keys = Keys([found[record] for record in below], top_key)
+    check_chain(attestation, check_event(attestation, keys), keys)
 
 
 def check_one_history(heads: Sequence[TreeHead]) -> None:

@@ -82,6 +82,7 @@ class Consent:
     job_id: str
     agreement_sha256: bytes
     coordinator: str
+    parties: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Statement:
     epoch: int
     result_commitment: bytes
     ended_at_ms: int
+    coordinator: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ def decode_consent(data: bytes) -> Consent:
     """Parse and check."""
     m = _parse(job_pb2.Consent(), data)
     job_id, coordinator = ids.job_id(m.job_id, PeerProtocolError), _node(m.coordinator)
-    return Consent(job_id, _hash(m.agreement_sha256), coordinator)
+    return Consent(job_id, _hash(m.agreement_sha256), coordinator, tuple(map(_node, m.parties)))
 
 
 def decode_statement(data: bytes) -> Statement:
@@ -142,7 +142,7 @@ def decode_statement(data: bytes) -> Statement:
     m = _parse(job_pb2.Statement(), data)
     return Statement(
         ids.job_id(m.job_id, PeerProtocolError), _node(m.party), _outcome(m.outcome), _maybe(m.agreement_sha256),
-        m.epoch, _maybe(m.result_commitment), m.ended_at_ms,
+        m.epoch, _maybe(m.result_commitment), m.ended_at_ms, _node(m.coordinator),
     )  # fmt: skip
 
 

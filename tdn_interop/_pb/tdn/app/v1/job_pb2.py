@@ -27,15 +27,15 @@ from tdn_interop._pb.tdn.common.v1 import failure_pb2 as tdn_dot_common_dot_v1_d
 from tdn_interop._pb.tdn.common.v1 import identity_pb2 as tdn_dot_common_dot_v1_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tdn/app/v1/job.proto\x12\ntdn.app.v1\x1a\x1btdn/algo/v1/handshake.proto\x1a\x1btdn/common/v1/failure.proto\x1a\x1ctdn/common/v1/identity.proto\"\xa7\x05\n\nJobMessage\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12&\n\x07propose\x18\x03 \x01(\x0b\x32\x13.tdn.app.v1.ProposeH\x00\x12$\n\x06stored\x18\x04 \x01(\x0b\x32\x12.tdn.app.v1.StoredH\x00\x12(\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0b\x32\x14.tdn.app.v1.DecisionH\x00\x12\"\n\x05\x61\x64mit\x18\x06 \x01(\x0b\x32\x11.tdn.app.v1.AdmitH\x00\x12(\n\x08\x61\x64mitted\x18\x07 \x01(\x0b\x32\x14.tdn.app.v1.AdmittedH\x00\x12&\n\x07prepare\x18\x08 \x01(\x0b\x32\x13.tdn.app.v1.PrepareH\x00\x12(\n\x08prepared\x18\t \x01(\x0b\x32\x14.tdn.app.v1.PreparedH\x00\x12\"\n\x05start\x18\n \x01(\x0b\x32\x11.tdn.app.v1.StartH\x00\x12(\n\x08\x63omputed\x18\x0b \x01(\x0b\x32\x14.tdn.app.v1.ComputedH\x00\x12&\n\x07release\x18\x0c \x01(\x0b\x32\x13.tdn.app.v1.ReleaseH\x00\x12$\n\x06stated\x18\r \x01(\x0b\x32\x12.tdn.app.v1.StatedH\x00\x12(\n\x08\x63onclude\x18\x0e \x01(\x0b\x32\x14.tdn.app.v1.ConcludeH\x00\x12(\n\x08\x61ttested\x18\x0f \x01(\x0b\x32\x14.tdn.app.v1.AttestedH\x00\x12 \n\x04\x66\x61il\x18\x10 \x01(\x0b\x32\x10.tdn.app.v1.FailH\x00\x12$\n\x06\x63\x61ncel\x18\x11 \x01(\x0b\x32\x12.tdn.app.v1.CancelH\x00\x12\"\n\x05\x61\x62ort\x18\x12 \x01(\x0b\x32\x11.tdn.app.v1.AbortH\x00\x42\x06\n\x04\x62ody\"\x17\n\x07Propose\x12\x0c\n\x04\x66low\x18\x01 \x01(\x0c\"\x08\n\x06Stored\"\x80\x01\n\x08\x44\x65\x63ision\x12$\n\x05offer\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12%\n\x06record\x18\x02 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12\'\n\x07refusal\x18\x03 \x01(\x0b\x32\x16.tdn.common.v1.Failure\"\xaa\x01\n\x05Offer\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66low_sha256\x18\x02 \x01(\x0c\x12\'\n\x08proposal\x18\x03 \x01(\x0b\x32\x15.tdn.algo.v1.Proposal\x12&\n\x06inputs\x18\x04 \x03(\x0b\x32\x16.tdn.app.v1.InputOffer\x12\x16\n\x0e\x61pproved_at_ms\x18\x05 \x01(\x03\x12\x13\n\x0b\x61pproved_by\x18\x06 \x01(\t\"2\n\nInputOffer\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x12\n\ncommitment\x18\x02 \x01(\x0c\"\xab\x01\n\tAgreement\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66low_sha256\x18\x02 \x01(\x0c\x12%\n\x06offers\x18\x03 \x03(\x0b\x32\x15.tdn.common.v1.Signed\x12\x15\n\ridentity_keys\x18\x04 \x03(\x0c\x12#\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x13.tdn.algo.v1.Choice\x12\x16\n\x0esecurity_model\x18\x06 \x01(\t\"B\n\x05\x41\x64mit\x12\x11\n\tagreement\x18\x01 \x01(\x0c\x12&\n\x07records\x18\x02 \x03(\x0b\x32\x15.tdn.common.v1.Signed\"2\n\x08\x41\x64mitted\x12&\n\x07\x63onsent\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"H\n\x07\x43onsent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x18\n\x10\x61greement_sha256\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63oordinator\x18\x03 \x01(\t\"\t\n\x07Prepare\"\n\n\x08Prepared\"!\n\x05Start\x12\x18\n\x10\x61greement_sha256\x18\x01 \x01(\x0c\"\x18\n\x08\x43omputed\x12\x0c\n\x04hops\x18\x01 \x01(\r\"\t\n\x07Release\"\xa9\x01\n\tStatement\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05party\x18\x02 \x01(\t\x12$\n\x07outcome\x18\x03 \x01(\x0e\x32\x13.tdn.app.v1.Outcome\x12\x18\n\x10\x61greement_sha256\x18\x04 \x01(\x0c\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x19\n\x11result_commitment\x18\x06 \x01(\x0c\x12\x13\n\x0b\x65nded_at_ms\x18\x07 \x01(\x03\"2\n\x06Stated\x12(\n\tstatement\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"\xbe\x01\n\x07Verdict\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x07outcome\x18\x02 \x01(\x0e\x32\x13.tdn.app.v1.Outcome\x12\x18\n\x10\x61greement_sha256\x18\x03 \x01(\x0c\x12)\n\nstatements\x18\x04 \x03(\x0b\x32\x15.tdn.common.v1.Signed\x12\x0f\n\x07missing\x18\x05 \x03(\t\x12\'\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x16.tdn.common.v1.Failure\"2\n\x08\x43onclude\x12&\n\x07verdict\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"\x1f\n\x08\x41ttested\x12\x13\n\x0b\x61ttestation\x18\x01 \x01(\x0c\"/\n\x04\x46\x61il\x12\'\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x16.tdn.common.v1.Failure\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07\x63omment\x18\x01 \x01(\t\"V\n\x05\x41\x62ort\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.tdn.app.v1.Outcome\x12\'\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x16.tdn.common.v1.Failure*z\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x15\n\x11OUTCOME_CANCELLED\x10\x03\x12\x14\n\x10OUTCOME_REJECTED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14tdn/app/v1/job.proto\x12\ntdn.app.v1\x1a\x1btdn/algo/v1/handshake.proto\x1a\x1btdn/common/v1/failure.proto\x1a\x1ctdn/common/v1/identity.proto\"\xa7\x05\n\nJobMessage\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12&\n\x07propose\x18\x03 \x01(\x0b\x32\x13.tdn.app.v1.ProposeH\x00\x12$\n\x06stored\x18\x04 \x01(\x0b\x32\x12.tdn.app.v1.StoredH\x00\x12(\n\x08\x64\x65\x63ision\x18\x05 \x01(\x0b\x32\x14.tdn.app.v1.DecisionH\x00\x12\"\n\x05\x61\x64mit\x18\x06 \x01(\x0b\x32\x11.tdn.app.v1.AdmitH\x00\x12(\n\x08\x61\x64mitted\x18\x07 \x01(\x0b\x32\x14.tdn.app.v1.AdmittedH\x00\x12&\n\x07prepare\x18\x08 \x01(\x0b\x32\x13.tdn.app.v1.PrepareH\x00\x12(\n\x08prepared\x18\t \x01(\x0b\x32\x14.tdn.app.v1.PreparedH\x00\x12\"\n\x05start\x18\n \x01(\x0b\x32\x11.tdn.app.v1.StartH\x00\x12(\n\x08\x63omputed\x18\x0b \x01(\x0b\x32\x14.tdn.app.v1.ComputedH\x00\x12&\n\x07release\x18\x0c \x01(\x0b\x32\x13.tdn.app.v1.ReleaseH\x00\x12$\n\x06stated\x18\r \x01(\x0b\x32\x12.tdn.app.v1.StatedH\x00\x12(\n\x08\x63onclude\x18\x0e \x01(\x0b\x32\x14.tdn.app.v1.ConcludeH\x00\x12(\n\x08\x61ttested\x18\x0f \x01(\x0b\x32\x14.tdn.app.v1.AttestedH\x00\x12 \n\x04\x66\x61il\x18\x10 \x01(\x0b\x32\x10.tdn.app.v1.FailH\x00\x12$\n\x06\x63\x61ncel\x18\x11 \x01(\x0b\x32\x12.tdn.app.v1.CancelH\x00\x12\"\n\x05\x61\x62ort\x18\x12 \x01(\x0b\x32\x11.tdn.app.v1.AbortH\x00\x42\x06\n\x04\x62ody\"\x17\n\x07Propose\x12\x0c\n\x04\x66low\x18\x01 \x01(\x0c\"\x08\n\x06Stored\"\x80\x01\n\x08\x44\x65\x63ision\x12$\n\x05offer\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12%\n\x06record\x18\x02 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12\'\n\x07refusal\x18\x03 \x01(\x0b\x32\x16.tdn.common.v1.Failure\"\xaa\x01\n\x05Offer\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66low_sha256\x18\x02 \x01(\x0c\x12\'\n\x08proposal\x18\x03 \x01(\x0b\x32\x15.tdn.algo.v1.Proposal\x12&\n\x06inputs\x18\x04 \x03(\x0b\x32\x16.tdn.app.v1.InputOffer\x12\x16\n\x0e\x61pproved_at_ms\x18\x05 \x01(\x03\x12\x13\n\x0b\x61pproved_by\x18\x06 \x01(\t\"2\n\nInputOffer\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x12\n\ncommitment\x18\x02 \x01(\x0c\"\xab\x01\n\tAgreement\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66low_sha256\x18\x02 \x01(\x0c\x12%\n\x06offers\x18\x03 \x03(\x0b\x32\x15.tdn.common.v1.Signed\x12\x15\n\ridentity_keys\x18\x04 \x03(\x0c\x12#\n\x06\x63hoice\x18\x05 \x01(\x0b\x32\x13.tdn.algo.v1.Choice\x12\x16\n\x0esecurity_model\x18\x06 \x01(\t\"B\n\x05\x41\x64mit\x12\x11\n\tagreement\x18\x01 \x01(\x0c\x12&\n\x07records\x18\x02 \x03(\x0b\x32\x15.tdn.common.v1.Signed\"2\n\x08\x41\x64mitted\x12&\n\x07\x63onsent\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"Y\n\x07\x43onsent\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\x18\n\x10\x61greement_sha256\x18\x02 \x01(\x0c\x12\x13\n\x0b\x63oordinator\x18\x03 \x01(\t\x12\x0f\n\x07parties\x18\x04 \x03(\t\"\t\n\x07Prepare\"\n\n\x08Prepared\"!\n\x05Start\x12\x18\n\x10\x61greement_sha256\x18\x01 \x01(\x0c\"\x18\n\x08\x43omputed\x12\x0c\n\x04hops\x18\x01 \x01(\r\"\t\n\x07Release\"\xbe\x01\n\tStatement\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12\r\n\x05party\x18\x02 \x01(\t\x12$\n\x07outcome\x18\x03 \x01(\x0e\x32\x13.tdn.app.v1.Outcome\x12\x18\n\x10\x61greement_sha256\x18\x04 \x01(\x0c\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x19\n\x11result_commitment\x18\x06 \x01(\x0c\x12\x13\n\x0b\x65nded_at_ms\x18\x07 \x01(\x03\x12\x13\n\x0b\x63oordinator\x18\x08 \x01(\t\"2\n\x06Stated\x12(\n\tstatement\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"\xbe\x01\n\x07Verdict\x12\x0e\n\x06job_id\x18\x01 \x01(\t\x12$\n\x07outcome\x18\x02 \x01(\x0e\x32\x13.tdn.app.v1.Outcome\x12\x18\n\x10\x61greement_sha256\x18\x03 \x01(\x0c\x12)\n\nstatements\x18\x04 \x03(\x0b\x32\x15.tdn.common.v1.Signed\x12\x0f\n\x07missing\x18\x05 \x03(\t\x12\'\n\x07\x66\x61ilure\x18\x06 \x01(\x0b\x32\x16.tdn.common.v1.Failure\"2\n\x08\x43onclude\x12&\n\x07verdict\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"\x1f\n\x08\x41ttested\x12\x13\n\x0b\x61ttestation\x18\x01 \x01(\x0c\"/\n\x04\x46\x61il\x12\'\n\x07\x66\x61ilure\x18\x01 \x01(\x0b\x32\x16.tdn.common.v1.Failure\"\x19\n\x06\x43\x61ncel\x12\x0f\n\x07\x63omment\x18\x01 \x01(\t\"V\n\x05\x41\x62ort\x12$\n\x07outcome\x18\x01 \x01(\x0e\x32\x13.tdn.app.v1.Outcome\x12\'\n\x07\x66\x61ilure\x18\x02 \x01(\x0b\x32\x16.tdn.common.v1.Failure*z\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x15\n\x11OUTCOME_SUCCEEDED\x10\x01\x12\x12\n\x0eOUTCOME_FAILED\x10\x02\x12\x15\n\x11OUTCOME_CANCELLED\x10\x03\x12\x14\n\x10OUTCOME_REJECTED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tdn.app.v1.job_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTCOME']._serialized_start=2326
-  _globals['_OUTCOME']._serialized_end=2448
+  _globals['_OUTCOME']._serialized_start=2364
+  _globals['_OUTCOME']._serialized_end=2486
   _globals['_JOBMESSAGE']._serialized_start=125
   _globals['_JOBMESSAGE']._serialized_end=804
   _globals['_PROPOSE']._serialized_start=806
@@ -55,31 +55,31 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ADMITTED']._serialized_start=1439
   _globals['_ADMITTED']._serialized_end=1489
   _globals['_CONSENT']._serialized_start=1491
-  _globals['_CONSENT']._serialized_end=1563
-  _globals['_PREPARE']._serialized_start=1565
-  _globals['_PREPARE']._serialized_end=1574
-  _globals['_PREPARED']._serialized_start=1576
-  _globals['_PREPARED']._serialized_end=1586
-  _globals['_START']._serialized_start=1588
-  _globals['_START']._serialized_end=1621
-  _globals['_COMPUTED']._serialized_start=1623
-  _globals['_COMPUTED']._serialized_end=1647
-  _globals['_RELEASE']._serialized_start=1649
-  _globals['_RELEASE']._serialized_end=1658
-  _globals['_STATEMENT']._serialized_start=1661
-  _globals['_STATEMENT']._serialized_end=1830
-  _globals['_STATED']._serialized_start=1832
-  _globals['_STATED']._serialized_end=1882
-  _globals['_VERDICT']._serialized_start=1885
-  _globals['_VERDICT']._serialized_end=2075
-  _globals['_CONCLUDE']._serialized_start=2077
-  _globals['_CONCLUDE']._serialized_end=2127
-  _globals['_ATTESTED']._serialized_start=2129
-  _globals['_ATTESTED']._serialized_end=2160
-  _globals['_FAIL']._serialized_start=2162
-  _globals['_FAIL']._serialized_end=2209
-  _globals['_CANCEL']._serialized_start=2211
-  _globals['_CANCEL']._serialized_end=2236
-  _globals['_ABORT']._serialized_start=2238
-  _globals['_ABORT']._serialized_end=2324
+  _globals['_CONSENT']._serialized_end=1580
+  _globals['_PREPARE']._serialized_start=1582
+  _globals['_PREPARE']._serialized_end=1591
+  _globals['_PREPARED']._serialized_start=1593
+  _globals['_PREPARED']._serialized_end=1603
+  _globals['_START']._serialized_start=1605
+  _globals['_START']._serialized_end=1638
+  _globals['_COMPUTED']._serialized_start=1640
+  _globals['_COMPUTED']._serialized_end=1664
+  _globals['_RELEASE']._serialized_start=1666
+  _globals['_RELEASE']._serialized_end=1675
+  _globals['_STATEMENT']._serialized_start=1678
+  _globals['_STATEMENT']._serialized_end=1868
+  _globals['_STATED']._serialized_start=1870
+  _globals['_STATED']._serialized_end=1920
+  _globals['_VERDICT']._serialized_start=1923
+  _globals['_VERDICT']._serialized_end=2113
+  _globals['_CONCLUDE']._serialized_start=2115
+  _globals['_CONCLUDE']._serialized_end=2165
+  _globals['_ATTESTED']._serialized_start=2167
+  _globals['_ATTESTED']._serialized_end=2198
+  _globals['_FAIL']._serialized_start=2200
+  _globals['_FAIL']._serialized_end=2247
+  _globals['_CANCEL']._serialized_start=2249
+  _globals['_CANCEL']._serialized_end=2274
+  _globals['_ABORT']._serialized_start=2276
+  _globals['_ABORT']._serialized_end=2362
 # @@protoc_insertion_point(module_scope)

@@ -436,22 +436,28 @@ class Consent(_message.Message):
     JOB_ID_FIELD_NUMBER: _builtins.int
     AGREEMENT_SHA256_FIELD_NUMBER: _builtins.int
     COORDINATOR_FIELD_NUMBER: _builtins.int
+    PARTIES_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     agreement_sha256: _builtins.bytes
     """The agreement digest."""
     coordinator: _builtins.str
     """Node id of the coordinator, who alone gives the verdict."""
+    @_builtins.property
+    def parties(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Node ids of all parties, sorted: a verdict that leaves one out is not of this job."""
+
     def __init__(
         self,
         *,
         job_id: _builtins.str = ...,
         agreement_sha256: _builtins.bytes = ...,
         coordinator: _builtins.str = ...,
+        parties: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_sha256", b"agreement_sha256", "coordinator", b"coordinator", "job_id", b"job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_sha256", b"agreement_sha256", "coordinator", b"coordinator", "job_id", b"job_id", "parties", b"parties"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -565,6 +571,7 @@ class Statement(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     RESULT_COMMITMENT_FIELD_NUMBER: _builtins.int
     ENDED_AT_MS_FIELD_NUMBER: _builtins.int
+    COORDINATOR_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     """The job."""
     party: _builtins.str
@@ -581,6 +588,8 @@ class Statement(_message.Message):
     """
     ended_at_ms: _builtins.int
     """When the party ended its part, milliseconds since the epoch."""
+    coordinator: _builtins.str
+    """Node id of the coordinator that the party reports to."""
     def __init__(
         self,
         *,
@@ -591,10 +600,11 @@ class Statement(_message.Message):
         epoch: _builtins.int = ...,
         result_commitment: _builtins.bytes = ...,
         ended_at_ms: _builtins.int = ...,
+        coordinator: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_sha256", b"agreement_sha256", "ended_at_ms", b"ended_at_ms", "epoch", b"epoch", "job_id", b"job_id", "outcome", b"outcome", "party", b"party", "result_commitment", b"result_commitment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement_sha256", b"agreement_sha256", "coordinator", b"coordinator", "ended_at_ms", b"ended_at_ms", "epoch", b"epoch", "job_id", b"job_id", "outcome", b"outcome", "party", b"party", "result_commitment", b"result_commitment"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
