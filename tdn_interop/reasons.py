@@ -131,6 +131,9 @@ class Reason(enum.Enum):
     INVALID_REQUEST = _row(25, "INVALID_ARGUMENT", _B.REQUESTER, _R.NO, 6,
         "A message is malformed.", "消息格式不正确。",
         "Correct the field that the message names.", "请修正消息中指出的字段。")
+    ABANDONED = _row(26, "CANCELLED", _B.PEER, _R.LATER, 4,
+        "The other side has given up before the end.", "对方在完成之前已放弃。",
+        "Ask its operator why, and start again.", "请向其运营方了解原因后重新开始。")
     # -- routing
     NO_ROUTE = _row(30, "NOT_FOUND", _B.REQUESTER, _R.LATER, 4,
         "There is no such node, or no way to it.", "节点不存在或没有可用路由。",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,6 @@ from tdn_interop.app import flow as flows
 from tdn_interop.app.data.table import CsvFormat
 from tdn_interop.app.store.jobs import JobRow
 from tdn_interop.app.store.resources import ResourceRow
-from tdn_interop.app.transfer import Progress
 from tdn_interop.identity import fingerprint
 from tdn_interop.transport import records_wire
 
@@ -149,10 +149,11 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
         """See the proto."""
         del context
         transfer = self._node.transfers.send(ids.node_id(request.node_id), request.topic, Path(request.path))
-        async for now in transfer:
-            yield pb.SendFileResponse(
-                sent_bytes=now.moved_bytes, total_bytes=now.total_bytes, done=now.done, sha256=now.sha256
-            )
+        async with aclosing(transfer):
+            async for now in transfer:
+                yield pb.SendFileResponse(
+                    sent_bytes=now.moved_bytes, total_bytes=now.total_bytes, done=now.done, sha256=now.sha256
+                )
 
     async def ReceiveFile(  # noqa: N802
         self, request: pb.ReceiveFileRequest, context: Context
@@ -160,14 +161,13 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
         """See the proto."""
         del context
         limit = request.timeout_s or None
-        transfer: AsyncIterator[Progress] = self._node.transfers.receive(
-            request.topic, Path(request.out), limit
-        )
-        async for now in transfer:
-            yield pb.ReceiveFileResponse(
-                received_bytes=now.moved_bytes, total_bytes=now.total_bytes, sender=now.peer, done=now.done,
-                sha256=now.sha256,
-            )  # fmt: skip
+        transfer = self._node.transfers.receive(request.topic, Path(request.out), limit)
+        async with aclosing(transfer):
+            async for now in transfer:
+                yield pb.ReceiveFileResponse(
+                    received_bytes=now.moved_bytes, total_bytes=now.total_bytes, sender=now.peer, done=now.done,
+                    sha256=now.sha256,
+                )  # fmt: skip
 
     def _job(self, row: JobRow) -> pb.JobView:
         flow = flows.flow_from_json(row.flow)

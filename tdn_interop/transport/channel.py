@@ -266,8 +266,16 @@ class Channel:
             results = await asyncio.gather(reader, writer, return_exceptions=True)
             self._tasks = ()
         for result in results:
-            if isinstance(result, Exception) and not isinstance(result, TdnError):
+            if isinstance(result, TdnError):
+                self._give_up_after(result)
+            elif isinstance(result, Exception):
                 raise result
+
+    def _give_up_after(self, error: TdnError) -> None:
+        """End the session with why a connection failed, unless the connection was just lost or may come back."""
+        passing = self._connections > 0 and error.reason.value.retry is Retry.LATER
+        if not isinstance(error, ConnectionLost) and not passing:
+            self.abort(error)
 
     def _drop_connection(self) -> None:
         for task in self._tasks:
@@ -279,11 +287,9 @@ class Channel:
                 frame = await stream.receive()
                 if isinstance(frame, Hello):
                     self._verify(stream, frame.credentials)
-            except ConnectionLost:
-                raise
             except TdnError as error:
-                self.abort(error)
-                return
+                self._give_up_after(error)
+                raise
             self._step(frame)
 
     async def _write(self, stream: FrameStream) -> None:

@@ -104,7 +104,7 @@ async def crash(mesh, node):
     """Stop without a goodbye, as a killed process does: its jobs stay as they were, its peers hear nothing."""
     channels = mesh.nodes[node].mesh.channels
 
-    async def fall_silent():
+    async def fall_silent(_timeout_s):
         for task in channels._runs:
             task.cancel()
         await asyncio.gather(*channels._runs, return_exceptions=True)

@@ -62,7 +62,7 @@ def write_keys(path: Path, columns: Sequence[str], items: Iterable[bytes]) -> Wr
     keys = sorted(map(decode_key, items))
     fits = all(len(key) == len(columns) for key in keys)
     _whole.check(fits, Reason.INVALID_REQUEST, f"a key does not have {len(columns)} columns")
-    with _appearing(path) as file:
+    with appearing(path) as file:
         rows = _fill(file, CsvFormat(), columns, keys)
     return _written(path, rows)
 
@@ -79,7 +79,7 @@ def write_rows(
     for position in matched:
         wanted[position] = 1
     # The inner context ends first: nothing appears before the digest of the source is known to hold.
-    with _appearing(path) as file, open_table(source, form, sha256) as table:
+    with appearing(path) as file, open_table(source, form, sha256) as table:
         pairs = zip(table, keys.item_of_row, strict=True)
         chosen = (row for row, item in pairs if item != UNUSED and wanted[item])
         rows = _fill(file, form, table.columns, chosen)
@@ -101,7 +101,7 @@ def _fill(file: BinaryIO, form: CsvFormat, columns: Sequence[str], rows: Iterabl
 
 
 @contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
+def appearing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its name only when the block ends well; otherwise nothing is left."""
     with _writable(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -70,6 +70,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A message came in a state in which it is not allowed."""
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 25
     """A message is malformed."""
+    ERROR_REASON_ABANDONED: _ErrorReason.ValueType  # 26
+    """The other side has given up before the end."""
     ERROR_REASON_NO_ROUTE: _ErrorReason.ValueType  # 30
     """There is no such node, or no way to it."""
     ERROR_REASON_ROUTE_LOOP: _ErrorReason.ValueType  # 31
@@ -194,6 +196,8 @@ ERROR_REASON_UNEXPECTED_MESSAGE: ErrorReason.ValueType  # 24
 """A message came in a state in which it is not allowed."""
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 25
 """A message is malformed."""
+ERROR_REASON_ABANDONED: ErrorReason.ValueType  # 26
+"""The other side has given up before the end."""
 ERROR_REASON_NO_ROUTE: ErrorReason.ValueType  # 30
 """There is no such node, or no way to it."""
 ERROR_REASON_ROUTE_LOOP: ErrorReason.ValueType  # 31
