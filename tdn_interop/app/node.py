@@ -59,6 +59,7 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
     """
     metrics = Metrics()
     with _locked(config), metrics.served(config.metrics), context(node=config.id):
+        setup.finish_enrolment(config.dir)
         if config.role == "top":
             setup.renew_top(config)
         standing = Standing.load(config)

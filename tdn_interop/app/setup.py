@@ -154,8 +154,22 @@ def renew_top(config: NodeConfig) -> bool:
     return True
 
 
+def finish_enrolment(directory: Path) -> None:
+    """Complete what a crash interrupted: a new key is in place, its certificate still has its temporary name."""
+    for name in ("tls", "ca"):
+        certificate, key = directory / f"{name}.pem.new", directory / f"{name}.key"
+        if certificate.exists() and key.exists():
+            fits = pki.load_authority(certificate, key)
+            if fits.certificate.public_key() == fits.key.public_key():
+                certificate.replace(directory / f"{name}.pem")
+
+
 def _keep(directory: Path, enrolled: Enrolled) -> None:
-    """Write everything under new names first, the membership last: it makes the rest count."""
+    """Write everything under new names first, then rename, keys before their certificates.
+
+    A crash in between leaves either the old pair or what `finish_enrolment` completes at the next start. The
+    membership comes last: it makes the rest count.
+    """
     secrets = {"tls.key": enrolled.tls_key}
     public = {"root.pem": pki.pem(enrolled.root), "tls.pem": pki.pem(*enrolled.chain)}
     if enrolled.authority:

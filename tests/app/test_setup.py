@@ -1,6 +1,8 @@
 """Making nodes and joining them: what stands in the folder, and when a top renews its own leaf."""
 
+import contextlib
 import datetime as dt
+import os
 import stat
 
 import pytest
@@ -76,6 +78,27 @@ def test_a_top_renews_its_leaf_after_two_thirds_of_its_life(top, hours, renewed)
         assert leaf(top).public_key() != old.public_key()
         assert Standing.load(top).expires_at_ms > dt.datetime.now(dt.UTC).timestamp() * 1000
     assert setup.renew_top(top) is False
+
+
+@pytest.mark.parametrize("crash_after", range(5))
+def test_a_crash_in_a_renewal_leaves_a_pair_that_fits(top, monkeypatch, crash_after):
+    """The renames of a renewal, cut after each: the node starts again with key and certificate of one kind."""
+    age(top, 17)
+    renames = iter(range(100))
+    rename = os.replace
+
+    def cut(*names):
+        if next(renames) == crash_after:
+            raise KeyboardInterrupt
+        rename(*names)
+
+    monkeypatch.setattr(os, "replace", cut)
+    with contextlib.suppress(KeyboardInterrupt):
+        setup.renew_top(top)
+    monkeypatch.undo()
+    setup.finish_enrolment(top.dir)
+    pair = pki.load_authority(top.file("tls.pem"), top.file("tls.key"))
+    assert pair.certificate.public_key() == pair.key.public_key()
 
 
 def test_an_expired_leaf_is_named_at_the_start(top):
