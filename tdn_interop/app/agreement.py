@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tdn_interop import identity
 from tdn_interop.algo.catalogue import algorithm
-from tdn_interop.algo.handshake import Choice, Proposal, Wanted, agreement_digest, negotiate
+from tdn_interop.algo.handshake import Choice, Proposal, Wanted, agreement_digest, check_choice, negotiate
 from tdn_interop.app import flow as flows
 from tdn_interop.app import job_wire
 from tdn_interop.app.flow import FlowSpec
@@ -46,9 +46,7 @@ def agree(job_id: str, flow: FlowSpec, approved: Sequence[Approved], read_record
     parties = [one.offer.signer for one in ordered]
     _same(parties == sorted(flow.parties), "the offers are not those of the parties of the flow")  # 1
     offers = {one.offer.signer: _offer(job_id, flow, one, read_record) for one in ordered}  # 2, 3
-    task = flows.only_task(flow)
-    wanted = Wanted((flows.algorithm_id(task),), task.suites)
-    choice = _negotiated({party: offer.proposal for party, offer in offers.items()}, wanted)  # 4
+    choice = _negotiated({party: offer.proposal for party, offer in offers.items()}, _wanted(flow))  # 4
     keys = tuple(read_record(one.record).identity_key for one in ordered)
     model = algorithm(choice.algorithm).security_model.id
     signed = tuple(one.offer for one in ordered)
@@ -60,13 +58,15 @@ def confirm(
 ) -> Agreement:
     """The agreement in `data` if it is exactly what `agree` gives and holds our own offer.
 
-    Errors: TRANSCRIPT_MISMATCH and those of `agree`.
+    Errors: HANDSHAKE_REFUSED (a choice that the rule does not give), TRANSCRIPT_MISMATCH, and those of `agree`.
     """
     told = job_wire.decode_agreement(data)
     _same(len(records) == len(told.offers), "offers and records differ in number")
     approved = [Approved(offer, record) for offer, record in zip(told.offers, records, strict=True)]
     _same(own in told.offers, "our own offer is missing or changed")
     computed = agree(job_id, flow, approved, read_record)
+    proposals = {offer.signer: job_wire.decode_offer(offer.statement).proposal for offer in told.offers}
+    check_choice(told.choice, proposals, _wanted(flow))
     _same(job_wire.encode_agreement(computed) == data, "the rule gives another agreement for these offers")
     return computed
 
@@ -74,6 +74,11 @@ def confirm(
 def digest(agreement: bytes) -> bytes:
     """The agreement digest, 32 bytes; it stands in consents, statements, verdicts and every task message."""
     return agreement_digest(agreement)
+
+
+def _wanted(flow: FlowSpec) -> Wanted:
+    task = flows.only_task(flow)
+    return Wanted((flows.algorithm_id(task),), task.suites)
 
 
 def _negotiated(proposals: Mapping[str, Proposal], wanted: Wanted) -> Choice:
