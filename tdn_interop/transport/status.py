@@ -7,7 +7,6 @@ code alone.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -96,15 +95,6 @@ def named_error(
     # Not by keyword: a peer may use the names of our parameters. Sorted: protobuf maps have no order.
     error.metadata = dict(sorted(metadata.items()))
     return error
-
-
-@contextlib.contextmanager
-def rpc_errors() -> Iterator[None]:
-    """Around calls to other nodes: what gRPC raises leaves as a TdnError."""
-    try:
-        yield
-    except grpc.aio.AioRpcError as error:
-        raise from_rpc_error(error) from error
 
 
 def _stated(error: grpc.aio.AioRpcError) -> TdnError | None:

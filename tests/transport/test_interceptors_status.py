@@ -104,10 +104,3 @@ def test_broken_or_contradicting_details_leave_the_code():
     assert status.from_rpc_error(rpc_error(message, b"\xff\xff")).reason is Reason.UNREACHABLE
     other_code = foreign(code=5).SerializeToString()
     assert status.from_rpc_error(rpc_error(foreign(), other_code)).reason is Reason.UNREACHABLE
-
-
-def test_calls_to_others_raise_our_errors():
-    with pytest.raises(errors.TdnError) as caught, status.rpc_errors():
-        raise rpc_error(foreign())
-    assert caught.value.reason is Reason.NO_ROUTE
-    assert isinstance(caught.value.__cause__, grpc.aio.AioRpcError)

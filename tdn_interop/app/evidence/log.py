@@ -7,7 +7,6 @@ memory only follows the database: a transaction that was undone leaves nothing b
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 
 import sqlalchemy as sa
@@ -21,11 +20,7 @@ from tdn_interop.app.store.engine import Store
 from tdn_interop.errors import LocalProtocolError, Reason, guard
 from tdn_interop.identity import EVENT, TREE_HEAD, Identity, Signed, verify
 from tdn_interop.transport.records_wire import decode_signed, encode_signed
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
+from tdn_interop.transport.trust import now_ms
 
 
 class EvidenceLog:
