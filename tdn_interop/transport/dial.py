@@ -54,10 +54,16 @@ class Dialled:
         self._server: asyncio.Server | None = None
         self._pipes: set[Pipe] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._first: Pipe | None = None  # dialled, and not yet used
         self.channel: grpc.aio.Channel
 
-    async def start(self) -> Dialled:
-        """Make the channel; nothing is dialled before the first call."""
+    async def start(self, *, dial: bool = True) -> Dialled:
+        """Make the channel. With `dial` its first connection is made now, so that its errors are known at once.
+
+        Errors: those of `open_stream`, and why TLS was refused.
+        """
+        if dial:
+            self._first = await self._dial()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Local(self), str(self._path))
         options = [*OPTIONS, ("grpc.default_authority", self.node)]
@@ -72,8 +78,8 @@ class Dialled:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for pipe in list(self._pipes):
-            if pipe.transport:
+        for pipe in (*self._pipes, self._first):
+            if pipe and pipe.transport:
                 pipe.transport.abort()
         self._path.unlink(missing_ok=True)
 
@@ -95,6 +101,20 @@ class Dialled:
         task.add_done_callback(self._tasks.discard)
 
     async def _carry(self, local: Pipe) -> None:
+        remote, self._first = self._first, None
+        try:
+            remote = remote or await self._dial()
+        except (TdnError, asyncio.CancelledError) as error:
+            if local.transport:
+                local.transport.abort()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            return
+        self._pipes.update((local, remote))
+        local.join(remote)
+
+    async def _dial(self) -> Pipe:
+        """A verified connection to the node."""
         loop = asyncio.get_running_loop()
         remote = Pipe(self.broken, self.node)
         stream: socket.socket | None = None
@@ -107,20 +127,18 @@ class Dialled:
                 )
             self.peer = tls.peer_certificate(transport.get_extra_info("ssl_object"))
         except (OSError, TdnError, asyncio.CancelledError) as error:
-            for pipe in (local, remote):
-                if pipe.transport:
-                    pipe.transport.abort()
-            if stream and remote.transport is None:
+            if remote.transport:
+                remote.transport.abort()
+            elif stream:
                 stream.close()
             if isinstance(error, asyncio.CancelledError):
                 raise
             self.error = tls.explain(error, self.node)
             if not isinstance(self.error, Unavailable):
                 _note(self.error)  # gRPC dials again before our caller hears of it
-            return
+            raise self.error from error
         self.error = None
-        self._pipes.update((local, remote))
-        local.join(remote)
+        return remote
 
     def forget(self, pipe: Pipe) -> None:
         """Drop a connection that has ended."""

@@ -57,8 +57,8 @@ class Link:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Dial and stay attached."""
-        await self._dialled.start()
+        """Dial and stay attached, as soon as the parent answers."""
+        await self._dialled.start(dial=False)
         self._spawn(self._stay_attached())
 
     async def close(self) -> None:

@@ -8,14 +8,18 @@ import grpc.aio
 import pytest
 
 from tdn_interop import identity
-from tdn_interop._pb.tdn.transport.v1 import relay_service_pb2, relay_service_pb2_grpc
+from tdn_interop._pb.tdn.transport.v1 import (
+    relay_service_pb2,
+    relay_service_pb2_grpc,
+    routing_service_pb2,
+    routing_service_pb2_grpc,
+)
 from tdn_interop.app.store import tables
 from tdn_interop.config import runtime_dir, split_address
-from tdn_interop.errors import Reason, TdnError
+from tdn_interop.errors import Reason, Refused, TdnError
 from tdn_interop.transport import records_wire, relay, relay_service, status, tls
 from tdn_interop.transport.dial import Dialled
 from tdn_interop.transport.front import connect_tcp
-from tdn_interop.transport.link import Link
 from tdn_interop.transport.records_wire import Join, Opening
 from tests.interop.forge import raw_context, refusals, until
 from tests.mesh import AIRLINE, HUB_1, HUB_2, REGISTRY, RESEARCH, TOP, mini_mesh
@@ -117,33 +121,53 @@ async def test_openings_that_a_hub_refuses(mesh, guest):
     assert len((await mesh.nodes[AIRLINE].mesh.ping(REGISTRY, 10)).hops) == 3
 
 
-@pytest.mark.parametrize(("node", "relay_node"), [(REGISTRY, HUB_1), (AIRLINE, TOP), (HUB_1, HUB_2)])
-async def test_only_direct_members_use_a_relay(mesh, guest, node, relay_node):
-    one = await guest(node, relay_node)
-    expected = (Reason.POLICY_DENIED, "TDN-T-RTE-05")
-    error = await one.open(opening(source=node, destination=RESEARCH))
-    assert (error.reason, error.requirement) == expected
-    error = await one.join(Join(os.urandom(16), (), ""))
-    assert (error.reason, error.requirement) == expected
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        stub = relay_service_pb2_grpc.RelayServiceStub(one.dialled.channel)
-        await stub.Attach(relay_service_pb2.AttachRequest(), timeout=5).read()
-    error = status.from_rpc_error(caught.value)
-    assert (error.reason, error.requirement) == expected
-    assert node not in mesh.nodes[relay_node].mesh.tunnels.attached
+NOT_ADJACENT = [(REGISTRY, HUB_1), (AIRLINE, TOP), (HUB_1, HUB_2)]
+OUTSIDER = (Reason.POLICY_DENIED, "TDN-T-RTE-05")
 
 
-@pytest.mark.parametrize(("node", "relay_node"), [(REGISTRY, HUB_1), (AIRLINE, TOP), (HUB_1, HUB_2)])
-async def test_only_direct_members_ask_for_routes(mesh, node, relay_node, tmp_path):
-    files = mesh.nodes[node].mesh.standing.files
-    link = Link(
-        relay_node, mesh.nodes[relay_node].config.listen, lambda: tls.client_context(files),
-        runtime_dir(tmp_path / "l"),
-    )  # fmt: skip
-    await link._dialled.start()
-    error = await refusal(link.resolve(RESEARCH, 8))
-    await link.close()
-    assert (error.reason, error.requirement) == (Reason.POLICY_DENIED, "TDN-T-RTE-05")
+async def test_only_direct_members_use_a_relay(mesh, guest):
+    for node, relay_node in NOT_ADJACENT:
+        one = await guest(node, relay_node)
+        error = await one.open(opening(source=node, destination=RESEARCH))
+        assert (error.reason, error.requirement) == OUTSIDER
+        error = await one.join(Join(os.urandom(16), (), ""))
+        assert (error.reason, error.requirement) == OUTSIDER
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            stub = relay_service_pb2_grpc.RelayServiceStub(one.dialled.channel)
+            await stub.Attach(relay_service_pb2.AttachRequest(), timeout=5).read()
+        error = status.from_rpc_error(caught.value)
+        assert (error.reason, error.requirement) == OUTSIDER
+        assert node not in mesh.nodes[relay_node].mesh.tunnels.attached
+
+
+async def test_only_direct_members_ask_for_routes(guest):
+    for node, relay_node in NOT_ADJACENT:
+        stub = routing_service_pb2_grpc.RoutingServiceStub((await guest(node, relay_node)).dialled.channel)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Resolve(routing_service_pb2.ResolveRequest(name=RESEARCH, hop_limit=8))
+        error = status.from_rpc_error(caught.value)
+        assert (error.reason, error.requirement) == OUTSIDER
+
+
+async def test_routes_that_a_hub_refuses(mesh, guest):
+    stub = routing_service_pb2_grpc.RoutingServiceStub((await guest(AIRLINE, HUB_1)).dialled.channel)
+    shapes = set()
+    for name, hop_limit, reason in (
+        (REGISTRY, 0, "ROUTE_LOOP"), (REGISTRY, 1, "ROUTE_LOOP"), ("NOT A NODE", 8, "INVALID_REQUEST"),
+        ("a.cn/", 8, "INVALID_REQUEST"), ("ghost.guangdong.cn", 8, "NO_ROUTE"), ("bank.us", 8, "NO_ROUTE"),
+        ("ghost.shandong.cn/loans@1", 8, "NO_ROUTE"),
+    ):  # fmt: skip
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Resolve(routing_service_pb2.ResolveRequest(name=name, hop_limit=hop_limit))
+        error = status.from_rpc_error(caught.value)
+        assert error.reason.name == reason, name
+        if reason == "NO_ROUTE":
+            shapes.add((type(error), error.requirement, error.message.replace(name.split("/")[0], "NAME")))
+    assert shapes == {(Refused, "TDN-T-RTE-03", "there is no way to NAME")}
+    route, record = await mesh.nodes[AIRLINE].mesh.resolve(f"{REGISTRY}/register@1")
+    assert route.hops == (HUB_1, TOP, HUB_2)
+    assert record.node_id == REGISTRY
+    assert record.identity_key == mesh.nodes[REGISTRY].mesh.standing.key.public_key
 
 
 async def test_joins_that_a_hub_refuses(mesh, guest):
@@ -165,21 +189,22 @@ async def nobody(_opening):
     """A node that hears of a tunnel and does nothing."""
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        (),
-        ((relay_service.OPEN, b""),),
-        ((relay_service.OPEN, b"\xff\xff"),),
-        ((relay_service.JOIN, b""),),
-        ((relay_service.JOIN, records_wire.encode_join(Join(bytes(16), (), "NO_SUCH_REASON"))),),
-        ((relay_service.OPEN, records_wire.encode_opening(opening(visited=("x",) * 17))),),
-        ((relay_service.OPEN, records_wire.encode_opening(opening(destination="NOT A NODE"))),),
-    ],
-)
-async def test_malformed_tunnel_calls(guest, metadata):
-    error = await (await guest(AIRLINE, HUB_1)).tunnel(*metadata)
-    assert (error.reason, error.requirement) == (Reason.INVALID_REQUEST, "TDN-T-ENC-01")
+MALFORMED = [
+    (),
+    ((relay_service.OPEN, b""),),
+    ((relay_service.OPEN, b"\xff\xff"),),
+    ((relay_service.JOIN, b""),),
+    ((relay_service.JOIN, records_wire.encode_join(Join(bytes(16), (), "NO_SUCH_REASON"))),),
+    ((relay_service.OPEN, records_wire.encode_opening(opening(visited=("x",) * 17))),),
+    ((relay_service.OPEN, records_wire.encode_opening(opening(destination="NOT A NODE"))),),
+]
+
+
+async def test_malformed_tunnel_calls(guest):
+    one = await guest(AIRLINE, HUB_1)
+    for metadata in MALFORMED:
+        error = await one.tunnel(*metadata)
+        assert (error.reason, error.requirement) == (Reason.INVALID_REQUEST, "TDN-T-ENC-01"), metadata
 
 
 async def test_a_node_that_is_away_is_reported_quickly(mesh):

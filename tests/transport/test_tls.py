@@ -9,6 +9,7 @@ import ssl
 import pytest
 from cryptography import x509
 
+from tdn_interop.errors import TdnError
 from tdn_interop.transport import pki, tls
 from tdn_interop.transport.dial import Dialled
 from tdn_interop.transport.front import connect_tcp
@@ -136,16 +137,15 @@ async def test_not_tls(victim, first, reason, requirement):
 
 
 async def dial(folder, port, client, node=VICTIM):
-    """The error of a dial to a front that speaks no gRPC; None when TLS went well."""
-    dialled = await Dialled(
+    """The error of a dial."""
+    dialled = Dialled(
         node, lambda: connect_tcp("127.0.0.1", port, 5), lambda: tls.client_context(client), folder
-    ).start()
-    dialled.channel.get_state(try_to_connect=True)
-    try:
-        await until(lambda: dialled.peer or dialled.error)
-        return dialled.error
-    finally:
-        await dialled.close()
+    )
+    with pytest.raises(TdnError) as caught:
+        await dialled.start()
+    await dialled.close()
+    assert dialled.error is caught.value
+    return caught.value
 
 
 SERVER = {name: case for name, case in BAD.items() if name not in {"two names", "a URI beside the name"}}
