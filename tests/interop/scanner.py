@@ -2,12 +2,16 @@
 
 A secret is looked for as it is, reversed, as a decimal number, and as its SHA-256, SM3, MD5 or SHA-1; the
 bytes of each of these plain, in hexadecimal, and in both base64 alphabets at each of the three alignments.
+Base64 may be broken into lines; zlib and gzip streams are looked into.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
+import re
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 
@@ -17,6 +21,9 @@ from cryptography.hazmat.primitives import hashes
 SHORTEST = 8  # bytes of a needle; shorter ones turn up in random bytes
 _WINDOW = 8
 _FILTER_BITS = 24
+_DEFLATED = re.compile(rb"\x1f\x8b\x08|\x78[\x01\x5e\x9c\xda]")  # RFC 1952 and RFC 1950, section 2.2 each
+_EITHER = 32 + zlib.MAX_WBITS  # zlib finds out which of the two
+_CHUNK, _MOST = 256, 1 << 20
 _ODD = np.uint64(0x9E3779B97F4A7C15)  # 2^64 divided by the golden ratio: spreads windows over the filter
 
 
@@ -73,8 +80,9 @@ class Scanner:
         self._filter[_places(np.frombuffer(b"".join(self._needles), "<u8"))] = True
 
     def find(self, data: bytes) -> set[tuple[str, str]]:
-        """(secret, form) for everything that is in `data`; base64 may be broken into lines."""
-        return {hit for text in {data, data.translate(None, b"\r\n")} for hit in self._hits(text)}
+        """(secret, form) for everything that is in `data`."""
+        texts = {data, data.translate(None, b"\r\n"), *_inflated(data)}
+        return {hit for text in texts for hit in self._hits(text)}
 
     def names(self, data: bytes) -> set[str]:
         """The secrets that are in `data`, in whatever form."""
@@ -89,6 +97,19 @@ class Scanner:
                 for needle, name, form in self._needles.get(text[at : at + _WINDOW], ()):
                     if text.startswith(needle, at):
                         yield name, form
+
+
+def _inflated(data: bytes) -> Iterator[bytes]:
+    """What every stream in `data` holds, as far as it can be read."""
+    for match in _DEFLATED.finditer(data):
+        stream, plain = zlib.decompressobj(_EITHER), b""
+        with contextlib.suppress(zlib.error):  # most places only look like a stream; some streams are cut
+            for at in range(match.start(), len(data), _CHUNK):
+                plain += stream.decompress(data[at : at + _CHUNK], _MOST)
+                if stream.eof or len(plain) >= _MOST:
+                    break
+        if len(plain) >= SHORTEST:
+            yield plain
 
 
 def _places(windows: np.ndarray) -> np.ndarray:

@@ -66,14 +66,14 @@ class Proxies:
                 writer.close()
 
 
-def command(folder: Path, environment: dict[str, str]) -> Callable[[str, Path], list[str]]:
-    """The `command` of a Lab whose nodes record into `folder`/NODE; `environment` holds settings by node."""
+def command(folder: Path, settings: dict[str, str]) -> Callable[[str, Path], list[str]]:
+    """The `command` of a Lab whose nodes record into `folder`/NODE; `settings` holds one NAME=VALUE by node."""
 
     def of(node: str, config: Path) -> list[str]:
         place = folder / node
         place.mkdir(parents=True, exist_ok=True)
-        setting = [environment[node]] if node in environment else []
-        return ["/usr/bin/env", *setting, sys.executable, "-P", taps_node.__file__, str(place), str(config)]
+        setting = [settings[node]] if node in settings else []
+        return [sys.executable, "-P", taps_node.__file__, str(place), str(config), *setting]
 
     return of
 

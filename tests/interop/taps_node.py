@@ -1,6 +1,6 @@
 """Runs a node as always, and records what it carries and what it holds: a curious hub, a party under a lens.
 
-    python taps_node.py FOLDER CONFIG
+    python taps_node.py FOLDER CONFIG [NAME=VALUE]
 
 Files in FOLDER: `link-N` is what came through the N-th stream of the front after TLS, one direction each;
 `tunnel-ID-from-NODE` what that side put into a tunnel; NOTES has one JSON line for each opening of a
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import Any
 
 from tdn_interop.algo.task import Received, TaskMachine
 from tdn_interop.algo.wire import encode_message
+from tdn_interop.app import job_wire
 from tdn_interop.app.cli import run
 from tdn_interop.app.driver import Driver, Place
+from tdn_interop.app.job_run import TOPIC
 from tdn_interop.transport import records_wire
 from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.front import Pipe
@@ -74,7 +77,13 @@ class Recorder:
             self.note("received", agreement=machine.task.agreement.hex(), sender=event.sender, data=data)
 
     def sent(self, _channels: Channels, to: str, topic: str, data: bytes, *_rest: object) -> None:
-        self.note("sent", to=to, topic=topic, size=len(data))
+        job, what = "", topic
+        if topic == TOPIC:
+            job, message = job_wire.decode_message(to, data)
+            what = type(message).__name__
+        elif topic.startswith("task/"):
+            _, job, what, _ = topic.split("/")
+        self.note("sent", to=to, job=job, what=what, size=len(data))
 
 
 class _Overheard:
@@ -122,5 +131,7 @@ def record(recorder: Recorder) -> None:
 
 
 if __name__ == "__main__":
-    record(Recorder(Path(sys.argv[1])))
-    sys.exit(run(["node", "run", "--json", "--config", sys.argv[2]]))
+    folder, config, *settings = sys.argv[1:]
+    os.environ.update(setting.split("=", 1) for setting in settings)  # noqa: TID251  for the node, as a shell would
+    record(Recorder(Path(folder)))
+    sys.exit(run(["node", "run", "--json", "--config", config]))

@@ -1,9 +1,12 @@
 """The scanner sees: each form of a secret, anywhere; and it does not see what is not there."""
 
 import base64
+import gzip
 import hashlib
 import os
 import random
+import zlib
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -34,6 +37,16 @@ def test_one_missing_byte_is_not_a_hit(form):
 def test_base64_of_a_text_that_holds_it(before, after, kind):
     encode = {"b64": base64.b64encode, "url": base64.urlsafe_b64encode, "mime": base64.encodebytes}[kind]
     assert SEES.names(encode(before + SECRET + after)) == {"secret"}
+
+
+@pytest.mark.parametrize("pack", [zlib.compress, partial(zlib.compress, level=9), gzip.compress])
+def test_streams_are_looked_into(pack):
+    plain = b"text " * 900 + SECRET.hex().encode() + OTHER + b"text " * 900
+    packed = b"x\x9c?" + pack(plain)
+    assert SECRET.hex().encode() not in packed
+    assert SEES.find(packed + b"more") == {("secret", "plain hex"), ("other", "plain bytes")}
+    cut = pack(SECRET + os.urandom(20_000))[:10_000]
+    assert SEES.names(cut) == {"secret"}
 
 
 @pytest.mark.parametrize(
