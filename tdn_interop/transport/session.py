@@ -13,7 +13,6 @@ that dialled greets first and comes back after a loss, the other answers.
 from __future__ import annotations
 
 import enum
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
@@ -121,7 +120,8 @@ class Session:
         self._limits = limits
         self._credentials = credentials
         self._timing = timing or Timing()
-        self._control: deque[Frame] = deque()
+        self._first: Frame | None = None  # a hello or a reset: at most one, before everything else
+        self._asks = self._answers = False  # a status is due; however often the peer asks, it is one
         self._heard_hello: Hello | None = None
         self._said_goodbye = False  # on this connection
         self._heard_goodbye = False
@@ -153,18 +153,26 @@ class Session:
         return effects
 
     def next_frame(self) -> Frame | None:
-        """The next frame for the connection, or None for now: control, then receipts, then data."""
-        if self._control:
-            return self._control.popleft()
+        """The next frame for the connection, or None for now: hello or reset, then status, receipts, data."""
+        if first := self._first:
+            self._first = None
+            return first
         if self.state not in _EXCHANGING:
             return None
-        if frame := self.topics.next_receipt() or self.topics.next_data():
+        if frame := self._due_status() or self.topics.next_receipt() or self.topics.next_data():
             return frame
         if self._is_done() and not self._said_goodbye:
             self._said_goodbye = True
             self._settle()
             return Goodbye()
         return None
+
+    def _due_status(self) -> Status | None:
+        """Positions are those of the moment it is sent, and one status both asks and answers."""
+        if not (self._asks or self._answers):
+            return None
+        ask, self._asks, self._answers = self._asks, False, False
+        return Status(ask, self.topics.positions())
 
     def wake_at(self) -> float | None:
         """When the next `Ticked` is wanted; None when there is nothing to wait for."""
@@ -222,7 +230,7 @@ class Session:
         self.topics.resume(hello.limits, hello.positions)
 
     def _start_connection(self, now: float) -> None:
-        self._control.clear()
+        self._asks = self._answers = False
         self._said_goodbye = False
         self._heard_at = self._asked_at = self._progress_at = now
         if self.state is State.NEW:
@@ -230,12 +238,12 @@ class Session:
 
     def _say_hello(self, versions: tuple[int, ...], *, resume: bool) -> None:
         positions = self.topics.positions()
-        self._control.append(Hello(versions, self.id, resume, self._credentials(), self._limits, positions))
+        self._first = Hello(versions, self.id, resume, self._credentials(), self._limits, positions)
 
     def _detach(self, _event: Event, now: float) -> None:
         if self.state is not State.GREETING:  # a greeting that fails does not prolong the wait
             self._alone_since = now
-        self._control.clear()
+        self._first = None
         self.state = State.DETACHED
         if self._is_done() and self._heard_goodbye:
             self._end(None)
@@ -266,7 +274,7 @@ class Session:
     def _status(self, status: Status, now: float) -> None:
         self._progress(self.topics.refresh(status.positions), now)
         if status.ask:
-            self._control.append(Status(ask=False, positions=self.topics.positions()))
+            self._answers = True
 
     def _goodbye(self, _event: Goodbye, _now: float) -> None:
         self._heard_goodbye = True
@@ -310,7 +318,7 @@ class Session:
             return self._hang_up(event, now)
         if now >= self._asks_at():
             self._asked_at = now
-            self._control.append(Status(ask=True, positions=self.topics.positions()))
+            self._asks = True
         return []
 
     # -- inside --------------------------------------------------------------------------------
@@ -323,13 +331,13 @@ class Session:
             self._end(None)
 
     def _end(self, error: TdnError | None) -> None:
-        self._control.clear()
+        self._first = None
         self.error = error
         self.state = State.FAILED if error else State.CLOSED
 
     def _fail(self, error: TdnError) -> None:
         self._end(error)
-        self._control.append(Reset(Failure.of(error, self._me)))
+        self._first = Reset(Failure.of(error, self._me))
 
     def _is_done(self) -> bool:
         return self.is_leaving and not self.topics.owed

@@ -15,6 +15,7 @@ from tdn_interop.transport.event import (
     Disconnect,
     Disconnected,
     Queued,
+    Ticked,
 )
 from tdn_interop.transport.frame import (
     FRAME_COST,
@@ -25,7 +26,7 @@ from tdn_interop.transport.frame import (
     Status,
     TopicPosition,
 )
-from tdn_interop.transport.session import State
+from tdn_interop.transport.session import State, Timing
 from tests.transport.sessions import (
     MESSAGES,
     SMALL,
@@ -313,6 +314,35 @@ class TestLimits:
             machine.step(Queued("t", bytes(1000)), 0)
             count += 1
         assert 1000 * count <= SMALL.topic_credit_bytes
+
+    def test_however_often_a_peer_asks_the_answer_waits_once_and_tells_the_latest(self):
+        machine = greeted(dialled=False, timing=Timing(quiet_s=10, stall_s=30))
+        machine.step(Data("t", 0, 1, 0, b"x"), 0)
+        for now in range(1000):
+            machine.step(Status(True, ()), now)
+        machine.step(Data("t", 1, 1, 0, b"x"), 1000)
+        assert machine.next_frame() == Status(False, (TopicPosition("t", 2, SMALL.topic_credit_bytes),))
+        assert machine.next_frame() is None, "the status was the receipt, too"
+
+    def test_our_own_questions_do_not_pile_up_either(self):
+        machine = greeted(timing=Timing(quiet_s=10, stall_s=30))
+        for now in range(10, 1000, 20):
+            machine.step(Ticked(), now)
+            machine.step(Status(True, ()), now + 9)
+        assert machine.next_frame() == Status(True, ()), "one status asks and answers"
+        assert machine.next_frame() is None
+
+    def test_a_peer_that_never_reads_costs_frames_by_topic_not_by_what_it_sends(self):
+        machine = greeted(dialled=False)
+        for number in range(1000):
+            machine.step(Data("t", number, 0, 0, b""), 0)
+            machine.step(Consumed("t", FRAME_COST), 0)
+            machine.step(hello(), 0)
+            machine.step(Data("t", number, 0, 0, b""), 0)  # a duplicate
+        waiting = []
+        while frame := machine.next_frame():
+            waiting.append(frame)
+        assert waiting == [Ack("t", 1000), Credit("t", SMALL.topic_credit_bytes + 1000 * FRAME_COST)]
 
     def test_a_message_that_small_frames_make_expensive_is_not_stuck_in_our_own_bound(self):
         limits = dataclasses.replace(SMALL, topic_credit_bytes=4000)
