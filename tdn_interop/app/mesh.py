@@ -299,7 +299,12 @@ class Mesh:
     def _verify(self, stream: FrameStream, credentials: Credentials) -> None:
         """Who a hello comes from: the certificate of its very connection, and the identity key behind it."""
         assert isinstance(stream, ServerFrames | ClientFrames)  # noqa: S101  this node has no other streams
-        self.trust.verify(stream.certificate, credentials)
+        try:
+            self.trust.verify(stream.certificate, credentials)
+        except TdnError as error:
+            if isinstance(stream, ClientFrames):  # on the other side the interceptor records it
+                self.refused(error)
+            raise
 
     def _pin(self, node: str, key: bytes) -> bytes:
         """Trust on first proof: the first key that the top vouched for stays."""

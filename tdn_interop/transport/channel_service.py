@@ -101,6 +101,8 @@ def _lost(node: str, dialled: Dialled | None = None) -> Any:
             raise why from error
         words = f"{node}: {error.code().name}"
     except (grpc.aio.BaseError, asyncio.InvalidStateError, OSError) as error:
+        if dialled and dialled.error:  # the writer may fail before the reader sees the status
+            raise dialled.error from error
         words = f"{node}: {type(error).__name__}"
     else:
         return
