@@ -241,7 +241,7 @@ class Tunnels:
         finally:
             leg.drop()
             onward.leg.drop()
-            if self.me not in {opening.source, opening.destination}:
+            if self.me not in {previous, onward.next}:  # a relay has a node on either side
                 signed = self._receipt(opening, previous, onward.next, counter, started)
             onward.finish(signed)
             if signed:

@@ -60,9 +60,9 @@ def admit(opening: Opening, previous: str, me: str, parent: str) -> None:
     """
     claimed = opening.visited[-1] if opening.visited else opening.source
     guard("TDN-T-IDN-02").check(
-        claimed == previous,
+        claimed == previous and _from_there(opening, previous, me, parent),
         Reason.IDENTITY_MISMATCH,
-        f"{previous} opens a tunnel in the name of {claimed}",
+        f"{previous} opens a tunnel from {opening.source} in the name of {claimed}",
         Refused,
     )
     adjacent = previous == parent or ids.parent(previous) == me
@@ -84,6 +84,15 @@ def admit(opening: Opening, previous: str, me: str, parent: str) -> None:
     guard("TDN-T-DDL-01").check(
         opening.deadline_ms > HOP_COST_MS, Reason.DEADLINE, "no time is left", Refused
     )
+
+
+def _from_there(opening: Opening, previous: str, me: str, parent: str) -> bool:
+    """True when the source is where `previous` is: the parent speaks for everybody but us and those below us,
+    a node below for itself and, as a relay, for those below it."""
+    source = opening.source
+    if previous == parent:
+        return source != me and not ids.is_below(source, me)
+    return source == previous if not opening.visited else ids.is_below(source, previous)
 
 
 def passed(opening: Opening, me: str) -> Opening:

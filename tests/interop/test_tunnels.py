@@ -95,7 +95,7 @@ def opening(source=AIRLINE, destination=REGISTRY, hop_limit=8, deadline_ms=5000,
 
 OPENINGS = [
     (opening(hop_limit=0), "ROUTE_LOOP", "TDN-T-RTE-03"),
-    (opening(visited=(HUB_1, AIRLINE)), "ROUTE_LOOP", "TDN-T-RTE-03"),
+    (opening(source=f"x.{AIRLINE}", visited=(HUB_1, AIRLINE)), "ROUTE_LOOP", "TDN-T-RTE-03"),
     (opening(source=RESEARCH), "IDENTITY_MISMATCH", "TDN-T-IDN-02"),
     (opening(visited=(RESEARCH,)), "IDENTITY_MISMATCH", "TDN-T-IDN-02"),
     (opening(deadline_ms=1), "DEADLINE", "TDN-T-DDL-01"),

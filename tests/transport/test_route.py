@@ -84,6 +84,7 @@ def test_honest_openings():
     admit(FROM_ABOVE, PARENT)
     admit(FROM_BELOW, CHILD, hop_limit=1, deadline_ms=HOP_COST_MS + 1)
     admit(FROM_BELOW, CHILD, deadline_ms=MAX_DEADLINE_MS)
+    admit(FROM_BELOW, CHILD, source=f"x.{CHILD}", visited=(CHILD,))  # the child is a hub itself
     admit(FROM_ABOVE, PARENT, source=PARENT, visited=())  # the top itself dials
 
 
@@ -92,6 +93,13 @@ LOOP = (Reason.ROUTE_LOOP, "TDN-T-RTE-03")
 REFUSED = {
     "in the name of a sibling": (FROM_BELOW, CHILD, {"source": "b.h.cn"}, IDENTITY),
     "in the name of a relay": (FROM_BELOW, CHILD, {"visited": ("b.h.cn",)}, IDENTITY),
+    "a victim as source, itself as relay": (
+        FROM_BELOW, CHILD, {"source": "b.h.cn", "visited": (CHILD,)}, IDENTITY,
+    ),
+    "me as source, itself as relay": (FROM_BELOW, CHILD, {"source": ME, "visited": (CHILD,)}, IDENTITY),
+    "itself as source and as relay": (FROM_BELOW, CHILD, {"visited": (CHILD,)}, IDENTITY),
+    "from above in my name": (FROM_ABOVE, PARENT, {"source": ME}, IDENTITY),
+    "from above in the name of a node below me": (FROM_ABOVE, PARENT, {"source": "b.h.cn"}, IDENTITY),
     "a visited node that is not the caller": (FROM_ABOVE, PARENT, {"visited": ("g.cn",)}, IDENTITY),
     "by a node that is not adjacent": (
         FROM_BELOW, "x.g.cn", {"source": "x.g.cn"}, (Reason.POLICY_DENIED, "TDN-T-RTE-05"),
