@@ -34,7 +34,7 @@ from tdn_interop.transport import records_wire
 # Below the ports that Linux hands out by itself (32768 and up), so a port stays free while its node is down.
 PORTS = range(20_000, 32_000)
 Note = Callable[[str, float], None]
-START_S, POLL_S, TOKEN_S = 30.0, 0.05, 600
+START_S, POLL_S, TOKEN_S = 60.0, 0.05, 600
 
 # A node starts after those it needs; nodes of one stage start at the same time.
 STAGES = ("top", "hub", "child")

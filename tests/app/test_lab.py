@@ -1,5 +1,6 @@
 """`tdn lab`: real processes that are started, killed and found again."""
 
+import asyncio
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tdn_interop.config import load_config
+from tdn_interop.app.lab import Lab
 from tests.app.lab_world import User, processes, until
 
 ROLES = {
@@ -28,7 +29,9 @@ def user(tmp_path_factory):
     """A user whose lab runs in `lab`."""
     user = User(tmp_path_factory.mktemp("user"))
     made = user.json("lab", "up", "mini", "--dir", "lab")
-    yield user
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(user.temporary))  # where the nodes have their sockets
+        yield user
     user.tdn("lab", "down", "--dir", "lab")
     assert {node["id"] for node in made["nodes"]} == set(ROLES)
     assert processes(user.folder) == {}
@@ -38,16 +41,25 @@ def rows(user):
     return {row["id"]: row for row in json.loads((user.folder / "lab" / "lab.json").read_text())["nodes"]}
 
 
+# What only looks is asked in this process; the commands under test run in processes of their own.
+
+
 def config(user, node):
-    return load_config(pathlib.Path(rows(user)[node]["config"]))
+    return Lab(user.folder / "lab").config(node)
 
 
 def status(user):
-    return {row["id"]: row for row in user.json("lab", "status", "--dir", "lab")["nodes"]}
+    return {row["id"]: row for row in asyncio.run(Lab(user.folder / "lab").status())}
 
 
-def ping(user):
-    return user.json("ping", AIRLINE, "--config", rows(user)[REGISTRY]["config"])
+def path(user):
+    """The relays from the registry to the airline."""
+
+    async def ping():
+        async with Lab(user.folder / "lab").client(REGISTRY) as client:
+            return (await client.ping(AIRLINE, 10))["hops"]
+
+    return asyncio.run(ping())
 
 
 def tcp_listeners(pid):
@@ -78,8 +90,10 @@ def test_every_node_is_a_process_of_its_own(user):
 
 
 def test_nodes_meet_over_three_relays(user):
-    assert ping(user)["hops"] == ["guangdong.cn", "cn", "shandong.cn"]
-    assert all(row["runs"] and row["linked"] for row in status(user).values())
+    assert path(user) == ["guangdong.cn", "cn", "shandong.cn"]
+    shown = user.json("lab", "status", "--dir", "lab")["nodes"]
+    assert shown == list(status(user).values())
+    assert all(row["runs"] and row["linked"] for row in shown)
 
 
 def test_children_approve_by_rule_and_others_ask_a_human(user):
@@ -103,7 +117,7 @@ def test_a_killed_node_comes_back_from_its_folder(user):
     assert {**after, HUB: None} == {**before, HUB: None}
     assert config(user, HUB).listen == address
     until(lambda: status(user)[AIRLINE]["linked"])
-    assert ping(user)["hops"] == ["guangdong.cn", "cn", "shandong.cn"]
+    assert path(user) == ["guangdong.cn", "cn", "shandong.cn"]
 
 
 def test_a_running_node_is_not_started_twice(user):
@@ -129,6 +143,26 @@ def test_a_taken_port_is_one_clear_error(user):
     assert not status(user)[AIRLINE]["runs"]
     user.json("lab", "start", "--dir", "lab")  # without a name: all that is down
     assert all(row["linked"] for row in status(user).values())
+
+
+def test_a_hub_starts_while_its_top_is_down(user):
+    for node in ("cn", HUB):
+        user.json("lab", "kill", node, "--dir", "lab")
+    user.json("lab", "start", HUB, "--dir", "lab")
+    now = status(user)
+    assert (now[HUB]["answers"], now[HUB]["linked"], now["cn"]["runs"]) == (True, False, False)
+    user.json("lab", "start", "cn", "--dir", "lab")
+    until(lambda: all(row["linked"] for row in status(user).values()))
+
+
+def test_two_commands_at_the_same_time_forget_no_process(user):
+    both = (AIRLINE, REGISTRY)
+    for node in both:
+        user.json("lab", "kill", node, "--dir", "lab")
+    commands = [user.start("lab", "start", node, "--dir", "lab") for node in both]
+    for command in commands:
+        command.communicate(timeout=60)
+    assert {row["pid"] for row in rows(user).values()} == set(processes(user.folder))
 
 
 def test_a_stranger_with_the_pid_of_a_node_is_left_alone(user):

@@ -2,11 +2,12 @@
 
 import os
 import signal
+import socket
 import sys
 
 import pytest
 
-from tdn_interop.app import lab_process
+from tdn_interop.app import lab, lab_process
 from tdn_interop.app.lab import Lab, node_command
 from tdn_interop.errors import TdnError
 from tests.app.lab_world import processes
@@ -62,6 +63,7 @@ CASES = {
     "a program that ends with words": ("print('first'); print('no such module'); raise SystemExit(1)", "no such module"),
     "a program that says nothing": ("raise SystemExit(1)", "it said nothing"),
     "a program that is killed": ("import os; os.kill(os.getpid(), 9)", "it said nothing"),
+    "a program that never answers": ("print('busy', flush=True); import signal; signal.pause()", "busy"),
 }  # fmt: skip
 
 
@@ -74,12 +76,13 @@ async def test_a_node_that_does_not_start_takes_the_others_with_it(tmp_path, mon
             return [sys.executable, "-c", program, str(config)]
         return node_command(node, config)
 
+    if case == "a program that never answers":
+        monkeypatch.setattr(lab, "START_S", 3)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
-    lab = Lab(tmp_path / "lab", command=command)
     with pytest.raises(TdnError, match=f"^NODE_DOWN: shandong.cn did not start: {words}$"):
-        await lab.up("mini")
+        await Lab(tmp_path / "lab", command=command).up("mini")
     assert not (tmp_path / "lab").exists()
     assert processes(tmp_path) == {}
     assert list((tmp_path / "tmp").iterdir()) == []
@@ -93,9 +96,20 @@ async def test_others_are_told_the_advertised_address(tmp_path):
         told.append(address)
         return "127.0.0.1:9"
 
-    lab = Lab(tmp_path / "lab", advertised=advertised)
     with pytest.raises(TdnError, match=r"^UNREACHABLE: 127\.0\.0\.1:9"):
-        await lab.up("mini")
-    assert len(told) == 4  # both addresses of the top, to each of two hubs
-    assert len(set(told)) == 2
+        await Lab(tmp_path / "lab", advertised=advertised).up("mini")
+    assert len(set(told)) == 2  # where the top enrols and where it is linked to
     assert processes(tmp_path) == {}
+
+
+def test_ports_that_are_taken_are_passed_over(monkeypatch):
+    first = next(lab._free_addresses("seed"))
+    assert next(lab._free_addresses("seed")) == first  # the same folder gets the same ports
+    host, port = first.split(":")
+    with socket.socket() as taken:
+        taken.bind((host, int(port)))
+        taken.listen()
+        assert next(lab._free_addresses("seed")) != first
+        monkeypatch.setattr(lab, "PORTS", range(int(port), int(port) + 1))
+        with pytest.raises(TdnError, match=r"^CONFIG_INVALID: no free port"):
+            next(lab._free_addresses("seed"))

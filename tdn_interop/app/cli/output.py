@@ -80,9 +80,9 @@ class Output:
         self._out.print(table)
 
     def note(self, key: str, **values: str) -> None:
-        """A sentence of the catalogue on stderr; programs do not get it."""
+        """A sentence of the catalogue on stderr; programs do not get it. A command in it can be copied whole."""
         if not self.as_json:
-            self._err.print(Text(visible(self.words.say(key, **values))))
+            self._err.print(Text(visible(self.words.say(key, **values))), soft_wrap=True)
 
     def interrupted(self) -> None:
         """The one line after Ctrl-C."""
