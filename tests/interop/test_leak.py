@@ -91,14 +91,17 @@ def test_names_are_seen_where_hubs_need_them(world, visible):
         assert {AIRLINE, RESEARCH, REGISTRY} <= captured["notes.jsonl"]
         assert any(REGISTRY in names for file, names in captured.items() if file.startswith("tunnel"))
     for node in NODES:
-        assert visible.names(world.haystacks[f"live {node}"]["node.db-wal"]) >= {node} - {TOP}
-        assert visible.names(world.haystacks[f"left {node}"]["node.db"]) >= {node} - {TOP}
-        assert visible.names(world.haystacks[f"left {node}"]["node.log"]) & {*HUBS[1:], *PARTIES}
+        live, left = (world.haystacks[f"{moment} {node}"] for moment in ("live", "left"))
+        for written in (live["node.db"] + live["node.db-wal"], left["node.db"]):
+            assert visible.names(written) >= {node} - {TOP}
+        assert visible.names(left["node.log"]) & set(NODES)
     asked = [hub for hub in HUBS if "control" in visible.names(world.haystacks[f"left {hub}"]["node.log"])]
     assert HUB_1 in asked
     for job in FINISHED:
         assert visible.names(world.haystacks["bundles"][job]) >= {AIRLINE, REGISTRY, *JOBS[job][1]}
-    assert Scanner({"name": b"tdn_refusal_total"}).names(world.haystacks["metrics"][HUB_1])
+    metrics = world.haystacks["metrics"][HUB_1]
+    assert Scanner({"name": b"tdn_refusal_total"}).names(metrics)
+    assert visible.names(metrics) == set()  # not even who is there
 
 
 def test_keys_are_seen_in_the_folder_of_their_owner(world, hidden):
@@ -127,6 +130,9 @@ def test_hubs_carried_all_that_the_parties_said(world):
     across = [size for node in PARTIES for to, size in sizes[node] if (node == REGISTRY) != (to == REGISTRY)]
     assert len(across) > 50
     assert carried > sum(across)
+    for hub in HUBS:
+        streams = [d for name, d in world.haystacks[f"hub {hub}"].items() if name.startswith("tunnel")]
+        assert {data[:2] for data in streams} == {b"\x16\x03"}  # a TLS handshake record, RFC 8446 section 5.1
     links = sum(len(d) for name, d in world.haystacks["taps"].items())
     assert links > 3 * carried  # three links on the way
 
