@@ -141,6 +141,8 @@ def failure_of(job: Document) -> TdnError | None:
     if failure is None:
         return None
     requirement, metadata = failure["requirement"], failure["metadata"]
+    if failure["noticed_by"]:
+        metadata = metadata | {"noticed_by": failure["noticed_by"]}
     return status.named_error(failure["reason"], failure["message"], requirement, metadata)
 
 

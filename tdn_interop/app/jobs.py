@@ -71,6 +71,7 @@ class Jobs:
         self._work = Work(mesh, resources)
         self._runs: dict[str, JobRun] = {}
         self._created: dict[str, int] = {}
+        self._ended: dict[str, int] = {}
         self._noted: dict[str, tuple[str, str]] = {}
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         mesh.admits = self._admits
@@ -290,6 +291,8 @@ class Jobs:
 
     async def _keep(self, run: JobRun) -> None:
         """Write the record and, when this node's part changed its state, an event of the evidence log."""
+        if run.over:
+            self._end(run.part.job_id)
         row = self._row(run)
         states = (row.state, row.party_state)
         changed = self._noted.get(row.job_id) != states
@@ -314,18 +317,17 @@ class Jobs:
             _log.info("job", job=row.job_id, state=row.state, party_state=row.party_state)
         for watcher in self._watchers.get(row.job_id, ()):
             watcher.set()
-        if run.over:
-            self._forget(row.job_id)
 
-    def _forget(self, job_id: str) -> None:
-        self._noted.pop(job_id, None)
-        self._created.pop(job_id, None)
-        run = self._runs.get(job_id)
-        if run and run.over:
+    def _end(self, job_id: str) -> None:
+        """Once for each job: it has ended, and only evidence may still come."""
+        if job_id not in self._ended:
+            self._ended[job_id] = now_ms()
             self._mesh.channels.discard(f"task/{job_id}/")
             asyncio.get_running_loop().call_later(BUNDLE_S, self._drop, job_id)
 
     def _drop(self, job_id: str) -> None:
+        for memory in (self._noted, self._created, self._ended):
+            memory.pop(job_id, None)
         run = self._runs.pop(job_id, None)
         if run:
             self._mesh.spawn(run.close())
@@ -340,7 +342,7 @@ class Jobs:
             state = job_wire.decode_verdict_outcome(run.papers.verdict.statement).name
         else:
             state = (run.job.state if run.job else _SEEN[PartyState[run.party.state.name]]).name
-        created = self._created.get(part.job_id, now_ms())
+        created = self._created[part.job_id]
         return JobRow(
             part.job_id, "coordinator" if run.job else "party", part.coordinator, flows.canonical(flow),
             flows.flow_sha256(flow), state, run.party.state.name, created, now_ms(), run.party.epoch,
@@ -348,7 +350,7 @@ class Jobs:
             choice.algorithm if choice else "", choice.suite if choice else "",
             None if run.failure is None else asdict(run.failure) | {"reason": run.failure.reason.name},
             dict(part.facts), part.hops, encode_signed(run.papers.verdict) if run.papers.verdict else None, run.papers.bundle,
-            now_ms() if run.over else 0,
+            self._ended.get(part.job_id, 0),
         )  # fmt: skip
 
     def _end_orphans(self, connection: sa.Connection) -> None:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import pytest_asyncio
 
+from tdn_interop.app.evidence.wire import decode_event, decode_tree_head
 from tests.app.job_mesh import (
     BOTH,
     PARTIES,
@@ -44,6 +45,28 @@ async def test_ten_at_once(mesh):
         assert file.read_text().split() == ["id", *BOTH]
         file.unlink()
     assert left_behind(mesh) == []
+
+
+async def test_the_record_of_a_job(mesh):
+    """It says when the job began and ended here; the evidence log has each of its states once."""
+    rows = await run(mesh, flow(path="timed.csv"))
+    (mesh.folder / RESEARCH / "results" / "timed.csv").unlink()
+    for node, row in rows.items():
+        assert row.created_at_ms < row.ended_at_ms
+        again = await mesh.nodes[node].jobs.find(row.job_id)
+        assert (again.created_at_ms, again.ended_at_ms) == (row.created_at_ms, row.ended_at_ms)
+        noted = await events(mesh.nodes[node].jobs._log, row.job_id)
+        assert len(noted) == len(set(noted)), noted
+
+
+async def events(log, job_id):
+    """(state, state of the part) of every event about the job."""
+    found = [decode_event((await log.event(index)).statement) for index in range(await size(log))]
+    return [(e.facts["state"], e.facts["partyState"]) for e in found if (e.kind, e.subject) == ("job.state", job_id)]
+
+
+async def size(log):
+    return decode_tree_head((await log.head()).statement).size
 
 
 async def test_two_with_the_same_output(mesh):

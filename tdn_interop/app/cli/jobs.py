@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +11,15 @@ import typer
 
 from tdn_interop.app.cli import arguments
 from tdn_interop.app.cli.invocation import Invocation, invocation, read_file, write_new_file
+from tdn_interop.app.cli.words import Words
 from tdn_interop.errors import ConfigError, Reason, guard
 
+SHORT_ID = 12  # enough to tell jobs apart, and every command takes the start of an id
+_SHOWN = [
+    "job_id", "flow", "flow_sha256", "coordinator", "parties", "inputs", "recipients", "learns", "algorithm", "suite",
+    "created_at_ms", "ended_at_ms", "took_s", "progress", "hops", "party_states", "state", "party_state", "failure",
+    "facts",
+]  # fmt: skip
 _COLUMNS = ["job_id", "flow", "state", "party_state", "progress", "coordinator", "created_at_ms"]
 
 app = typer.Typer(help="Propose, decide, watch and end jobs.", no_args_is_help=True)
@@ -61,15 +70,19 @@ def ls(context: typer.Context) -> None:
     tdn = invocation(context)
     tdn.output.data(
         tdn.ask(lambda node: node.jobs()),
-        lambda found: tdn.output.table(found["jobs"], _COLUMNS, lambda job: job["failure"] is not None),
+        lambda found: tdn.output.table(
+            [job | {"job_id": job["job_id"][:SHORT_ID]} for job in found["jobs"]],
+            _COLUMNS,
+            lambda job: job["failure"] is not None,
+        ),
     )
 
 
 @app.command("show", epilog="Example: tdn job show 3f2a")
 def show(context: typer.Context, job: arguments.Job) -> None:
-    """Show one job."""
+    """Show one job; with -v also the flow as its parties agree on it."""
     tdn = invocation(context)
-    tdn.output.data(tdn.ask(lambda node: node.job(job)))
+    tdn.output.data(tdn.ask(lambda node: node.job(job)), lambda found: _show(tdn, dict(found)))
 
 
 @app.command("cancel", epilog="Example: tdn job cancel 3f2a --comment 'wrong file'")
@@ -111,8 +124,36 @@ def _to_the_end(tdn: Invocation, job: str, *, each_change: bool) -> None:
             tdn.output.note("job_goes_on", job=job)
             raise
     if not stream:
-        tdn.output.data(last)
+        # The failure comes as the error of the command.
+        tdn.output.data(last, lambda _: _show(tdn, {**last, "failure": None}))
     _leave(last)
+
+
+def _show(tdn: Invocation, job: dict[str, Any]) -> None:
+    """The job for people: who brings what, who learns what, and at the end what this node knows of it."""
+    flow = json.loads(job["flow_json"])
+    inputs = [entry for task in flow["tasks"] for entry in task["inputs"]]
+    facts = dict(sorted(job["facts"].items(), key=lambda fact: fact[0] == "result_file"))
+    more: dict[str, Any] = {
+        "inputs": {entry["party"]: f"{entry['resource']} ({', '.join(entry['keys'])})" for entry in inputs},
+        "learns": _learns(tdn.output.words, job["learns"]),
+        "took_s": (job["ended_at_ms"] - job["created_at_ms"]) / 1000 if job["ended_at_ms"] else None,
+        "progress": None if job["ended_at_ms"] else job["progress"],
+        "hops": job["hops"] or None,
+        "facts": facts,
+    }
+    tdn.output.record({name: (job | more)[name] for name in _SHOWN})
+    if tdn.options.verbose:
+        for line in json.dumps(flow, indent=2, ensure_ascii=False).splitlines():
+            tdn.output.line(line)
+
+
+def _learns(words: Words, entries: list[dict[str, str]]) -> dict[str, str]:
+    """Who learns what, in the language of `words`; what concerns nobody alone stands together."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        found[entry["party"] or words.say("in_general")].append(entry[words.language])
+    return {who: " ".join(what) for who, what in found.items()}
 
 
 def _leave(job: dict[str, Any]) -> None:

@@ -33,6 +33,8 @@ Document = Mapping[str, Any]
 
 # What a pipe gets is never wrapped: a digest in two halves helps nobody.
 _UNLIMITED = 100_000
+# Metadata of an error that another node has noticed: whose operator is meant, depends on it.
+NOTICED_BY = "noticed_by"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -53,12 +55,17 @@ class Output:
             (show or self.record)(document)
 
     def record(self, document: Document) -> None:
-        """One field per line, without those that say nothing."""
+        """One field per line, without those that say nothing; the fields of a field stand below it."""
         grid = Table.grid(padding=(0, 2))
         for name, value in document.items():
-            if value not in (None, "", [], {}):
-                grid.add_row(Text(self.words.label(name), style="bold"), self._cell(name, value))
-        self._out.print(grid)
+            label = Text(self.words.label(name), style="bold")
+            if isinstance(value, Mapping) and value and name != "failure":
+                grid.add_row(label)
+                for part, content in value.items():
+                    grid.add_row(Text(f"  {visible(self.words.label(part))}"), self._cell(part, content))
+            elif value not in (None, "", [], {}):
+                grid.add_row(label, self._cell(name, value))
+        _lay_out(self._out, grid)
 
     def line(self, text: str) -> None:
         """A value alone on its line, ready for a pipe."""
@@ -77,7 +84,7 @@ class Output:
         for row in rows:
             style = "red" if bad and bad(row) else ""
             table.add_row(*(self._cell(name, row[name]) for name in columns), style=style)
-        self._out.print(table)
+        _lay_out(self._out, table)
 
     def note(self, key: str, **values: str) -> None:
         """A sentence of the catalogue on stderr; programs do not get it. A command in it can be copied whole."""
@@ -96,10 +103,13 @@ class Output:
         say, spec = self.words.say, error.reason.value
         head = f"{say('error')} {error.reason.name}: {self.words.pick(spec.summary)}"
         self._err.print(Text(head, style="bold red"))
-        details = "  ".join(f"{key}={value}" for key, value in error.metadata.items())
+        metadata = dict(error.metadata)
+        node = metadata.pop(NOTICED_BY, "")
+        details = "  ".join(f"{key}={value}" for key, value in metadata.items())
         lines = {
             "why": error.message,
-            "blame": self.words.blame(spec.blame),
+            "noticed": node,
+            "blame": self.words.blame(spec.blame, node),
             "next": self.words.pick(spec.advice),
             "rule": error.requirement,
             "details": details,
@@ -108,7 +118,7 @@ class Output:
         for key, value in lines.items():
             if value:
                 grid.add_row(Text(f"  {say(key)}", style="bold"), Text(visible(value)))
-        self._err.print(grid)
+        _lay_out(self._err, grid)
 
     def traceback(self) -> None:
         """The exception being handled, for `-v`; local variables stay hidden."""
@@ -150,11 +160,23 @@ class Output:
         if isinstance(value, list):
             return ", ".join(self._text(name, item) for item in value)
         if isinstance(value, Mapping) and name == "failure":
-            return f"{value['reason']}: {value['message']}"
+            who = f" ({value['noticed_by']})" if value["noticed_by"] else ""
+            return f"{value['reason']}: {value['message']}{who}"
         if isinstance(value, Mapping):
             return "  ".join(f"{self.words.label(k)}={self._text(k, v)}" for k, v in value.items())
         unit = next((shown for suffix, shown in _UNITS.items() if name.endswith(suffix)), str)
         return unit(value)
+
+
+def _lay_out(console: Console, grid: Table) -> None:
+    """Print columns; a pipe does not get the blanks that fill up the last one."""
+    if console.is_terminal:
+        console.print(grid)
+        return
+    with console.capture() as filled:
+        console.print(grid)
+    for line in filled.get().splitlines():
+        console.out(line.rstrip(), highlight=False)
 
 
 def as_line(document: Document) -> str:
@@ -199,7 +221,7 @@ def _moment(ms: int) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return str(dt.timedelta(seconds=int(seconds)))
+    return f"{seconds:.1f} s" if seconds < 60 else str(dt.timedelta(seconds=int(seconds)))
 
 
 def _size(size: int) -> str:

@@ -44,6 +44,7 @@ _LABELS = {
     "id": ("id", "标识"),
     "identity_sha256": ("identity SHA-256", "身份 SHA-256"),
     "intersection": ("in common", "交集数量"),
+    "inputs": ("inputs", "输入"),
     "job_id": ("job", "作业"),
     "keys": ("keys", "键"),
     "learned": ("learned, in keys", "获知的键数"),
@@ -52,6 +53,7 @@ _LABELS = {
     "log": ("log", "日志"),
     "log_size": ("evidence log size", "存证日志条数"),
     "logs": ("logs", "存证日志"),
+    "matches": ("matches", "匹配数"),
     "members": ("members", "成员"),
     "name": ("name", "名称"),
     "node": ("node", "节点"),
@@ -72,6 +74,9 @@ _LABELS = {
     "recipients": ("recipients", "结果接收方"),
     "registered_at_ms": ("registered", "登记时间"),
     "result": ("result", "结果"),
+    "result_file": ("result", "结果文件"),
+    "result_rows": ("rows of the result", "结果行数"),
+    "result_sha256": ("SHA-256 of the result", "结果 SHA-256"),
     "role": ("role", "角色"),
     "round_trip_ms": ("round trip", "往返时延"),
     "rows": ("rows", "行数"),
@@ -84,6 +89,7 @@ _LABELS = {
     "state": ("state", "状态"),
     "stated": ("stated", "陈述"),
     "suite": ("suite", "算法套件"),
+    "took_s": ("took", "用时"),
     "top": ("top", "顶级节点"),
     "top_identity_key": ("identity key of the top", "顶级节点身份公钥"),
     "top_identity_sha256": ("identity SHA-256 of the top", "顶级节点身份 SHA-256"),
@@ -109,6 +115,7 @@ _SENTENCES = {
         "The job goes on without this command: tdn job watch {job}",
         "作业仍在继续，可随时查看：tdn job watch {job}",
     ),
+    "in_general": ("in general", "总体而言"),
     "job_proposed": ("Job {job} is proposed to its parties.", "作业 {job} 已提交各参与方。"),
     "joined": ("This node is enrolled. Start it: tdn node run", "本节点已入网，可启动：tdn node run"),
     "next": ("next", "下一步"),
@@ -122,6 +129,7 @@ _SENTENCES = {
         "令牌仅供该节点使用一次，请通过私密渠道转交。",
     ),
     "why": ("why", "原因"),
+    "noticed": ("noticed by", "发现方"),
     "yes": ("yes", "是"),
     "lab_up": (
         "The network runs. Talk to a node: tdn node status --config {dir}/cn/node.toml; stop: tdn lab down --dir {dir}",
@@ -167,6 +175,12 @@ _BLAME = {
     Blame.NOBODY: ("nobody", "无责任方"),
     Blame.PRODUCT: ("this product", "本产品"),
 }
+# The same, when a known node has noticed it.
+_BLAME_AT = {
+    Blame.RESPONDER: ("{node}", "{node}"),
+    Blame.OPERATOR: ("the operator of {node}", "{node} 的运营方"),
+    Blame.PRODUCT: ("the product of {node}", "{node} 的产品"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,12 +195,15 @@ class Words:
 
     def label(self, name: str) -> str:
         """Label of a field; a field without one is shown by its name."""
-        return self.pick(_LABELS[name]) if name in _LABELS else name.replace("_", " ")
+        if name in _LABELS:
+            return self.pick(_LABELS[name])
+        return name if "." in name else name.replace("_", " ")
 
     def say(self, key: str, **values: str) -> str:
         """A fixed sentence."""
         return self.pick(_SENTENCES[key]).format(**values)
 
-    def blame(self, blame: Blame) -> str:
-        """Whose fault, in words."""
-        return self.pick(_BLAME[blame])
+    def blame(self, blame: Blame, node: str = "") -> str:
+        """Whose fault, in words, as `node` sees it; without one, as this node does."""
+        known = _BLAME_AT if node and blame in _BLAME_AT else _BLAME
+        return self.pick(known[blame]).format(node=node)

@@ -21,6 +21,7 @@ COMMAND = [sys.executable, "-c", "from tdn_interop.app.cli import main; main()"]
 JOB = "3f2a" + "0" * 28
 SHA = "ab" * 32
 FLOW = 'name = "overlap"\n'
+FLOW_JSON = '{"name":"overlap","tasks":[{"inputs":[{"party":"bank-a.cn","resource":"bank-a.cn/loans","keys":["phone"]}]}]}'
 
 RESOURCE = pb.Resource(
     id="bank-a.cn/loans@1", path="/data/loans.csv", format=pb.CsvFormat(encoding="utf-8", delimiter=","),
@@ -34,7 +35,9 @@ def job(state="RUNNING", progress=0.5, ended_at_ms=0, failure=None, **more):
         job_id=JOB, state=state, party_state="COMPUTING", flow="overlap", coordinator="bank-b.cn",
         parties=["bank-a.cn", "bank-b.cn"], recipients=["bank-b.cn"], algorithm="ecdh-psi/1", suite="curve25519",
         failure=failure, created_at_ms=1_700_000_000_000, ended_at_ms=ended_at_ms, facts={"rows": "1200"}, hops=2,
-        progress=progress, flow_sha256=SHA, **more,
+        progress=progress, flow_sha256=SHA, flow_json=FLOW_JSON,
+        learns=[pb.Learning(party="bank-a.cn", en="A size.", zh="规模。"), pb.Learning(en="No more.", zh="仅此而已。")],
+        **more,
     )  # fmt: skip
 
 

@@ -30,7 +30,9 @@ def job_document(state="RUNNING", progress=0.5, ended_at_ms=0, failure=None):
         "job_id": JOB, "state": state, "party_state": "COMPUTING", "flow": "overlap", "coordinator": "bank-b.cn",
         "parties": ["bank-a.cn", "bank-b.cn"], "recipients": ["bank-b.cn"], "algorithm": "ecdh-psi/1",
         "suite": "curve25519", "failure": failure, "created_at_ms": 1_700_000_000_000, "ended_at_ms": ended_at_ms,
-        "facts": {"rows": "1200"}, "hops": 2, "progress": progress, "flow_sha256": SHA, "flow_json": "", "learns": [], "party_states": {},
+        "facts": {"rows": "1200"}, "hops": 2, "progress": progress, "flow_sha256": SHA,
+        "flow_json": fake.FLOW_JSON, "party_states": {},
+        "learns": [{"party": "bank-a.cn", "en": "A size.", "zh": "规模。"}, {"party": "", "en": "No more.", "zh": "仅此而已。"}],
     }  # fmt: skip
 
 
@@ -75,7 +77,7 @@ CASES = [
     Case("resource ls", pb.ListResourcesRequest(), {"resources": [RESOURCE]}, ["bank-a.cn/loans@1", "1200", "phone"]),
     Case("resource show bank-a.cn/loans", pb.GetResourceRequest(id="bank-a.cn/loans"), RESOURCE, ["/data/loans.csv"]),
     Case("job run flow.toml --no-wait", pb.RunJobRequest(flow_toml=fake.FLOW), {"job_id": JOB}, [JOB]),
-    Case("job run flow.toml", pb.RunJobRequest(flow_toml=fake.FLOW), DONE_DOCUMENT, [JOB, "SUCCEEDED", "100%"]),
+    Case("job run flow.toml", pb.RunJobRequest(flow_toml=fake.FLOW), DONE_DOCUMENT, [JOB, "SUCCEEDED", "0:01:00"]),
     Case(
         "job approve 3f2a --comment fine", pb.DecideJobRequest(job_id="3f2a", approve=True, comment="fine"),
         {"job_id": "3f2a", "approved": True}, [],
@@ -83,8 +85,10 @@ CASES = [
     Case(
         "job approve 3f2a --refuse", pb.DecideJobRequest(job_id="3f2a"), {"job_id": "3f2a", "approved": False}, [],
     ),
-    Case("job ls", pb.ListJobsRequest(), {"jobs": [DONE_DOCUMENT, job_document()]}, [JOB, "SUCCEEDED", "50%"]),
-    Case("job show 3f2a", pb.GetJobRequest(job_id="3f2a"), job_document(), [JOB, "rows=1200", "bank-a.cn, bank-b.cn"]),
+    Case("job ls", pb.ListJobsRequest(), {"jobs": [DONE_DOCUMENT, job_document()]}, [JOB[:12], "SUCCEEDED", "50%"]),
+    Case("job show 3f2a", pb.GetJobRequest(job_id="3f2a"), job_document(), [
+        JOB, "1200", "bank-a.cn, bank-b.cn", "bank-a.cn/loans (phone)", "A size.", "in general", "50%",
+    ]),
     Case(
         "job cancel 3f2a --comment wrong", pb.CancelJobRequest(job_id="3f2a", comment="wrong"), {"job_id": "3f2a"}, [],
     ),

@@ -39,11 +39,36 @@ def test_a_job_that_fails_ends_the_command_with_its_reason(line, reason, exit_co
     assert json.loads(out.splitlines()[-1])["failure"]["reason"] == reason
     error = json.loads(err)["error"]
     assert error["reason"] == (reason if exit_code != 70 else "INTERNAL")
-    assert (error["requirement"], error["metadata"]) == ("TDN-F-CTR-02", {"party": "bank-b.cn"})
+    assert error["requirement"] == "TDN-F-CTR-02"
+    assert error["metadata"] == {"party": "bank-b.cn", "noticed_by": "bank-b.cn"}
     code, out, err = tdn(*line.split())
     assert code == exit_code
     assert "FAILED" in out
     assert "not for this purpose" in err
+    assert "bank-b.cn" in err
+    assert "not for this purpose" not in out
+
+
+def test_the_operator_meant_is_that_of_the_node_that_noticed(node, tdn):
+    node.watched = [fake.failed("INPUT_INVALID")]
+    assert "the operator of bank-b.cn" in tdn("job", "watch", "3f2a")[2]
+    assert "bank-b.cn 的运营方" in tdn("job", "watch", "3f2a", "--lang", "zh")[2]
+    node.error = None
+    assert "the operator of this node" in tdn("job", "run", "nothing.toml")[2]
+
+
+def test_the_flow_is_shown_on_request(node, tdn):
+    _, plain, _ = tdn("job", "show", "3f2a")
+    _, more, _ = tdn("job", "show", "3f2a", "-v")
+    assert '"name": "overlap"' not in plain
+    assert '  "name": "overlap",' in more.splitlines()
+
+
+def test_a_pipe_gets_no_blanks_at_line_ends(node, tdn):
+    node.watched = [fake.failed()]
+    for line in ("job show 3f2a", "job ls", "job watch 3f2a", "resource ls"):
+        _, out, err = tdn(*line.split())
+        assert [text for text in (out + err).splitlines() if text != text.rstrip()] == []
 
 
 def test_a_job_that_ends_otherwise_exits_with_1(node, tdn):
