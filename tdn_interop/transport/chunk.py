@@ -6,22 +6,17 @@ a declared length: memory grows with what has arrived.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from tdn_interop.errors import Reason, guard
 
 
-def split(message: bytes, frame_bytes: int) -> Iterator[tuple[int, bytes | memoryview]]:
-    """Yield (offset, part), each part at most `frame_bytes` long. An empty message has one empty part.
+def part(message: bytes, offset: int, frame_bytes: int) -> bytes | memoryview:
+    """The part of `message` from `offset` on, at most `frame_bytes` long.
 
-    Parts are views into `message`, or the message itself if it fits; no bytes are copied.
+    It is a view into `message`, or the message itself if it fits; no bytes are copied.
     """
     if len(message) <= frame_bytes:
-        yield 0, message
-        return
-    view = memoryview(message)
-    for offset in range(0, len(message), frame_bytes):
-        yield offset, view[offset : offset + frame_bytes]
+        return message
+    return memoryview(message)[offset : offset + frame_bytes]
 
 
 class Joiner:

@@ -7,76 +7,121 @@ payload plus `FRAME_COST` per frame since the start of the session.
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 
 from tdn_interop.errors import Reason, guard
-from tdn_interop.transport.chunk import Joiner, split
-from tdn_interop.transport.frame import FRAME_COST, Ack, Credit, Data, Limits, TopicPosition
+from tdn_interop.transport.chunk import Joiner, part
+from tdn_interop.transport.frame import (
+    FRAME_COST,
+    Ack,
+    Credit,
+    Data,
+    Limits,
+    TopicPosition,
+    frame_count,
+    message_cost,
+)
 
 MAX_GAPS = 16
 """Connections in a row that may end by a gap in the same place. Bad links do not do that; a peer that
 leaves a frame out on purpose does (with 15 % of frames lost or overtaken: once in 10^13)."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A message whose frames have the numbers from `first` to below `end`."""
+
+    message: bytes
+    first: int
+    end: int
+
+    @property
+    def cost(self) -> int:
+        """What it costs us to keep: it is cut only when its frames are pulled."""
+        return len(self.message) + FRAME_COST
+
+
 class Sending:
-    """Sender's half: frames queued and not acknowledged, in order, the sent ones before the unsent."""
+    """Sender's half: messages queued and not acknowledged, in order, and how far they were sent.
 
-    __slots__ = ("_limit", "_next", "_retained", "_sent", "_unsent", "_used", "topic")
+    Never more than `keeps_bytes` of them, whatever credit the peer gives; this and the peer's first
+    credit each cover a message of the largest size.
+    """
 
-    def __init__(self, topic: str, credit_bytes: int) -> None:
+    __slots__ = (
+        "_acknowledged",
+        "_frame_bytes",
+        "_keeps",
+        "_kept",
+        "_limit",
+        "_next",
+        "_retained",
+        "_to_send",
+        "_unsent",
+        "_used",
+        "topic",
+    )
+
+    def __init__(self, topic: str, peer: Limits, keeps_bytes: int) -> None:
         self.topic = topic
-        self._limit = credit_bytes
+        self._frame_bytes = peer.frame_bytes
+        self._limit = peer.topic_credit_bytes
+        self._keeps = keeps_bytes
         self._used = 0
-        self._next = 0
         self._retained = 0
-        self._sent: deque[Data] = deque()
-        self._unsent: deque[Data] = deque()
+        self._acknowledged = self._to_send = self._next = 0  # frame numbers, in this order
+        self._kept: deque[_Kept] = deque()
+        self._unsent: deque[_Kept] = deque()  # its tail, from the message that `_to_send` is in
 
     @property
     def has_unsent(self) -> bool:
         """True while `pull` has a frame to give."""
-        return bool(self._unsent)
+        return self._to_send < self._next
 
     @property
     def owed(self) -> int:
         """Number of frames that were queued and are not acknowledged."""
-        return len(self._sent) + len(self._unsent)
+        return self._next - self._acknowledged
 
-    def fits(self, cost: int, retained_limit: int) -> bool:
-        """True when `cost` more is within the peer's credit, and within what we keep for a slow peer."""
-        kept = self._retained == 0 or self._retained + cost <= retained_limit
-        return kept and self._used + cost <= self._limit
+    def fits(self, size_bytes: int) -> bool:
+        """True when a message is within the peer's credit, and within what we keep for a slow peer."""
+        kept = self._retained + size_bytes + FRAME_COST
+        return kept <= self._keeps and self._used + message_cost(size_bytes, self._frame_bytes) <= self._limit
 
-    def queue(self, message: bytes, frame_bytes: int) -> int:
-        """Cut `message` into frames and keep them until they are acknowledged; returns their number."""
-        first = self._next
-        for offset, part in split(message, frame_bytes):
-            data = Data(self.topic, self._next, len(message), offset, part)
-            self._unsent.append(data)
-            self._next += 1
-            self._used += data.cost
-            self._retained += data.cost
-        return self._next - first
+    def queue(self, message: bytes) -> int:
+        """Keep `message` until it is acknowledged; returns the number of its frames."""
+        frames = frame_count(len(message), self._frame_bytes)
+        kept = _Kept(message, self._next, self._next + frames)
+        self._kept.append(kept)
+        self._unsent.append(kept)
+        self._next = kept.end
+        self._used += message_cost(len(message), self._frame_bytes)
+        self._retained += kept.cost
+        return frames
 
     def pull(self) -> Data:
         """The next frame to send."""
-        data = self._unsent.popleft()
-        self._sent.append(data)
-        return data
+        kept, seq = self._unsent[0], self._to_send
+        self._to_send += 1
+        if self._to_send == kept.end:
+            self._unsent.popleft()
+        offset = (seq - kept.first) * self._frame_bytes
+        payload = part(kept.message, offset, self._frame_bytes)
+        return Data(self.topic, seq, len(kept.message), offset, payload)
 
     def acknowledge(self, next_seq: int) -> int:
         """Forget frames below `next_seq`; returns how many. An older acknowledgement changes nothing.
 
         Errors: SEQ_RANGE when a frame below `next_seq` was never sent.
         """
-        first_unsent = self._next - len(self._unsent)
         guard("TDN-T-DLV-02").check(
-            next_seq <= first_unsent, Reason.SEQ_RANGE,
+            next_seq <= self._to_send, Reason.SEQ_RANGE,
             f"frame {next_seq - 1} of {self.topic} was never sent", topic=self.topic,
         )  # fmt: skip
-        released = 0
-        while self._sent and self._sent[0].seq < next_seq:
-            self._retained -= self._sent.popleft().cost
-            released += 1
+        released = max(0, next_seq - self._acknowledged)
+        self._acknowledged += released
+        while self._kept and self._kept[0].end <= self._acknowledged:
+            self._retained -= self._kept.popleft().cost
         return released
 
     def resume(self, next_seq: int) -> int:
@@ -85,13 +130,12 @@ class Sending:
         Errors: SEQ_RANGE, also when the peer forgot what it had acknowledged.
         """
         released = self.acknowledge(next_seq)
-        first_kept = self._next - self.owed
         guard("TDN-T-DLV-02").check(
-            next_seq == first_kept, Reason.SEQ_RANGE,
-            f"{self.topic} is to go on from {next_seq}, acknowledged was {first_kept}", topic=self.topic,
+            next_seq == self._acknowledged, Reason.SEQ_RANGE,
+            f"{self.topic} is to go on from {next_seq}, acknowledged was {self._acknowledged}", topic=self.topic,
         )  # fmt: skip
-        self._unsent.extendleft(reversed(self._sent))
-        self._sent.clear()
+        self._to_send = next_seq
+        self._unsent = self._kept.copy()
         return released
 
     def allow(self, limit_bytes: int) -> None:

@@ -6,20 +6,37 @@ Values that came through `wire.decode` are checked; the session relies on it.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, guard
+from tdn_interop.errors import (
+    NegotiationFailed,
+    PeerProtocolError,
+    Reason,
+    Refused,
+    TdnError,
+    guard,
+)
 from tdn_interop.identity import Credentials
 
 VERSIONS = (1,)
 """Protocol versions we speak."""
 
+# Errors about what a peer has said or asked for. The words of all others may name files, columns and counts
+# of our own, which are nobody's business.
+_ABOUT_PEERS = (PeerProtocolError, NegotiationFailed, Refused)
+
 FRAME_COST = 256
 """Credit that a data frame uses besides its payload: about what one queued frame costs us in memory."""
 
 
+def frame_count(size_bytes: int, frame_bytes: int) -> int:
+    """Frames that a message of `size_bytes` takes; an empty one takes one."""
+    return max(1, -(-size_bytes // frame_bytes))
+
+
 def message_cost(size_bytes: int, frame_bytes: int) -> int:
     """Credit that a message of `size_bytes` uses when it is cut into frames of `frame_bytes`."""
-    return size_bytes + FRAME_COST * max(1, -(-size_bytes // frame_bytes))
+    return size_bytes + FRAME_COST * frame_count(size_bytes, frame_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +52,13 @@ class Limits:
     topics: int = 256
     idle_ms: int = 120_000
 
+    # A peer that wants a message in tiny frames wants much work of us for little of its own.
+    SMALLEST_FRAME_BYTES: ClassVar[int] = 16 << 10
+
     def check(self, kind: type[TdnError] = PeerProtocolError) -> None:
         """Errors: INVALID_REQUEST when a limit is absurd or the credit does not cover the largest message."""
         ok = (
-            1 <= self.frame_bytes <= 64 << 20
+            self.SMALLEST_FRAME_BYTES <= self.frame_bytes <= 64 << 20
             and 0 <= self.message_bytes <= 1 << 40
             and message_cost(self.message_bytes, self.frame_bytes) <= self.topic_credit_bytes <= 1 << 41
             and 1 <= self.topics <= 1 << 16
@@ -58,7 +78,7 @@ class TopicPosition:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a side ended the session, in words that may travel: names and sizes, never data."""
+    """Why a session, or a job, went wrong: names and sizes, never data."""
 
     reason: Reason
     message: str
@@ -68,8 +88,19 @@ class Failure:
 
     @classmethod
     def of(cls, error: TdnError, noticed_by: str) -> Failure:
-        """The failure that tells a peer about `error`."""
+        """The failure that tells a peer about `error`: in its words only if it is about what peers did."""
+        full = isinstance(error, _ABOUT_PEERS)
+        return cls.in_full(error, noticed_by) if full else cls.bare(error, noticed_by)
+
+    @classmethod
+    def in_full(cls, error: TdnError, noticed_by: str) -> Failure:
+        """The failure that tells the owner of this node."""
         return cls(error.reason, error.message, noticed_by, error.requirement, dict(error.metadata))
+
+    @classmethod
+    def bare(cls, error: TdnError, noticed_by: str) -> Failure:
+        """The reason, and what the table says of it: nothing about this node."""
+        return cls(error.reason, error.reason.value.summary[0], noticed_by, error.requirement)
 
     def error(self) -> Refused:
         """The error that tells our side. The keys of the metadata are the peer's choice, so they are no arguments."""
@@ -93,7 +124,7 @@ class Hello(Frame):
     credentials: Credentials
     limits: Limits
     positions: tuple[TopicPosition, ...] = ()
-    features: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()  # carried and checked; version 1 defines none, so nobody acts on it
 
 
 @dataclass(frozen=True, slots=True)

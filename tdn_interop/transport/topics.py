@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 from tdn_interop.errors import LocalProtocolError, Reason, Refused, Unavailable, guard
 from tdn_interop.transport.delivery import Receiving, Sending
-from tdn_interop.transport.frame import Ack, Credit, Data, Limits, TopicPosition, message_cost
+from tdn_interop.transport.frame import Ack, Credit, Data, Limits, TopicPosition
 
 
 class Topics:
@@ -44,8 +44,8 @@ class Topics:
                 len(self._sending) < self.peer.topics, Reason.RESOURCE_EXHAUSTED,
                 f"the peer takes {self.peer.topics} topics in a session", Unavailable,
             )  # fmt: skip
-            return True  # the first credit covers any message
-        return sending.fits(message_cost(size_bytes, self.peer.frame_bytes), self._limits.topic_credit_bytes)
+            return True  # both the first credit and what we keep cover any message
+        return sending.fits(size_bytes)
 
     def queue(self, topic: str, message: bytes) -> None:
         """Queue a message. Errors: FLOW_VIOLATION (LocalProtocolError) unless it fits, and those of `fits`."""
@@ -55,10 +55,10 @@ class Topics:
             )
         sending = self._sending.get(topic)
         if sending is None:
-            sending = self._sending[topic] = Sending(topic, self.peer.topic_credit_bytes)
+            sending = self._sending[topic] = Sending(topic, self.peer, self._limits.topic_credit_bytes)
         if not sending.has_unsent:
             self._ready.append(sending)
-        self.owed += sending.queue(message, self.peer.frame_bytes)
+        self.owed += sending.queue(message)
 
     def next_data(self) -> Data | None:
         """The next data frame; topics take turns."""

@@ -9,9 +9,9 @@ from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.frame import Limits
 from tdn_interop.transport.loopback import Loopback
 from tdn_interop.transport.session import Timing
-from tests.transport.sessions import credentials
+from tests.transport.sessions import TinyLimits, credentials
 
-SMALL = Limits(frame_bytes=100, message_bytes=1000, topic_credit_bytes=8000, topics=8, idle_ms=60_000)
+SMALL = TinyLimits(frame_bytes=100, message_bytes=1000, topic_credit_bytes=8000, topics=8, idle_ms=60_000)
 PATIENT = Timing(quiet_s=10, stall_s=30)
 QUICK = Timing(quiet_s=0.02, stall_s=0.06)
 

@@ -20,7 +20,14 @@ from tdn_interop.transport.event import (
 from tdn_interop.transport.frame import Data, Frame, Hello, Limits, Reset
 from tdn_interop.transport.session import CONNECTED, Session, State, Timing
 
-SMALL = Limits(frame_bytes=100, message_bytes=1000, topic_credit_bytes=8000, topics=4, idle_ms=60_000)
+
+class TinyLimits(Limits):
+    """Limits that may be so small that a test sees every frame."""
+
+    SMALLEST_FRAME_BYTES = 1
+
+
+SMALL = TinyLimits(frame_bytes=100, message_bytes=1000, topic_credit_bytes=8000, topics=4, idle_ms=60_000)
 SESSION_ID = bytes(range(16))
 
 

@@ -5,10 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdn_interop.errors import PeerProtocolError, Reason
-from tdn_interop.transport.chunk import Joiner, split
-from tdn_interop.transport.frame import FRAME_COST, message_cost
+from tdn_interop.transport.chunk import Joiner, part
+from tdn_interop.transport.frame import FRAME_COST, frame_count, message_cost
 
 C = 10
+
+
+def split(message, frame_bytes):
+    for number in range(frame_count(len(message), frame_bytes)):
+        offset = number * frame_bytes
+        yield offset, part(message, offset, frame_bytes)
 
 
 def join(joiner, parts):

@@ -33,7 +33,7 @@ positions = st.lists(st.builds(TopicPosition, names, u64, u64), max_size=4, uniq
     tuple
 )
 limits = st.builds(
-    Limits, st.integers(1000, 1 << 20), st.integers(0, 1 << 20), st.integers(1 << 22, 1 << 41),
+    Limits, st.integers(16 << 10, 1 << 20), st.integers(0, 1 << 20), st.integers(1 << 22, 1 << 41),
     st.integers(1, 1 << 16), st.integers(1, 1 << 31),
 )  # fmt: skip
 frames = st.one_of(
@@ -124,7 +124,7 @@ def change(pb, field, value):
         ("", "features", ["f"] * 65), ("", "features", ["f" * 65]), ("", "clear", "credentials"), ("", "clear", "limits"),
         ("credentials.record", "statement", b""), ("credentials.record", "statement", bytes(17 << 10)),
         ("credentials.record", "signature", bytes(63)), ("credentials.delegation", "signer", "No Node"),
-        ("credentials.delegation", "signature", b""), ("limits", "frame_bytes", 0), ("limits", "frame_bytes", 2**32 - 1),
+        ("credentials.delegation", "signature", b""), ("limits", "frame_bytes", 1), ("limits", "frame_bytes", 2**32 - 1),
         ("limits", "message_bytes", 2**63), ("limits", "message_bytes", 20 << 20), ("limits", "topic_credit_bytes", 2**64 - 1),
         ("limits", "topics", 0), ("limits", "topics", 2**20), ("limits", "idle_ms", 0), ("limits", "idle_ms", 2**32 - 1),
     ],
@@ -160,10 +160,10 @@ def test_a_failure_that_is_too_long_is_cut_by_its_sender():
 @pytest.mark.parametrize(
     ("change", "ok"),
     [
-        ({}, True), ({"frame_bytes": 0}, False), ({"topics": 0}, False), ({"idle_ms": 0}, False),
+        ({}, True), ({"frame_bytes": 16 << 10}, True), ({"frame_bytes": (16 << 10) - 1}, False), ({"topics": 0}, False), ({"idle_ms": 0}, False),
         ({"message_bytes": 20 << 20}, False),  # the frames' own cost does not fit any more
-        ({"message_bytes": 1000, "frame_bytes": 1000, "topic_credit_bytes": 1256}, True),
-        ({"message_bytes": 1000, "frame_bytes": 1000, "topic_credit_bytes": 1255}, False),
+        ({"message_bytes": 1000, "topic_credit_bytes": 1256}, True),
+        ({"message_bytes": 1000, "topic_credit_bytes": 1255}, False),
     ],
 )  # fmt: skip
 def test_limits_agree_with_each_other(change, ok):

@@ -1,4 +1,5 @@
 import dataclasses
+import tracemalloc
 
 import pytest
 
@@ -23,6 +24,7 @@ from tdn_interop.transport.frame import (
     Credit,
     Data,
     Hello,
+    Limits,
     Status,
     TopicPosition,
 )
@@ -31,6 +33,7 @@ from tests.transport.sessions import (
     MESSAGES,
     SMALL,
     Pair,
+    TinyLimits,
     by_topic,
     greeted,
     hello,
@@ -345,17 +348,30 @@ class TestLimits:
         assert waiting == [Ack("t", 1000), Credit("t", SMALL.topic_credit_bytes + 1000 * FRAME_COST)]
 
     def test_a_message_that_small_frames_make_expensive_is_not_stuck_in_our_own_bound(self):
-        limits = dataclasses.replace(SMALL, topic_credit_bytes=4000)
-        machine = session(limits=limits)
+        machine = session(limits=dataclasses.replace(SMALL, frame_bytes=1000, topic_credit_bytes=1256))
         machine.step(Connected(), 0)
-        machine.step(hello(limits=dataclasses.replace(SMALL, frame_bytes=10, topic_credit_bytes=60_000)), 0)
-        machine.step(Queued("t", bytes(1000)), 0)
-        machine.next_frame()
-        assert not machine.topics.fits("t", 1)
-        while machine.next_frame():
-            pass
-        machine.step(Ack("t", 100), 0)
-        assert machine.topics.fits("t", 1000)
+        machine.step(hello(limits=dataclasses.replace(SMALL, frame_bytes=10, topic_credit_bytes=90_000)), 0)
+        for acknowledged in (100, 200):
+            machine.step(Queued("t", bytes(1000)), 0)
+            machine.next_frame()
+            assert not machine.topics.fits("t", 1)
+            while machine.next_frame():
+                pass
+            machine.step(Ack("t", acknowledged), 0)
+            assert machine.topics.fits("t", 1000)
+
+    def test_a_message_is_cut_when_it_is_sent_not_when_it_is_queued(self):
+        machine = session(limits=Limits())
+        machine.step(Connected(), 0)
+        machine.step(hello(limits=TinyLimits(frame_bytes=1, topic_credit_bytes=4 << 30)), 0)
+        tracemalloc.start()
+        try:
+            machine.step(Queued("t", bytes(1 << 20)), 0)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert machine.topics.owed == 1 << 20
+        assert peak < (1 << 20) + 10_000
 
     def test_number_of_topics(self):
         pair = Pair().open()

@@ -49,7 +49,7 @@ class Limits(_message.Message):
     TOPICS_FIELD_NUMBER: _builtins.int
     IDLE_MS_FIELD_NUMBER: _builtins.int
     frame_bytes: _builtins.int
-    """Largest payload of one data frame, in bytes."""
+    """Largest payload of one data frame, in bytes; at least 16 KiB."""
     message_bytes: _builtins.int
     """Largest message after joining its frames, in bytes."""
     topic_credit_bytes: _builtins.int
@@ -140,7 +140,9 @@ class Hello(_message.Message):
 
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Optional abilities by name. Unknown names are ignored."""
+        """Optional abilities by name. Unknown names are ignored, and version 1 knows none: a peer of today
+        sends none and acts on none. The field is there so that an ability does not need a new version.
+        """
 
     def __init__(
         self,
