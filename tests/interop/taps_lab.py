@@ -66,14 +66,19 @@ class Table:
     def secrets(self) -> Iterator[tuple[str, bytes]]:
         """(TABLE/OWNER/ID/WHAT, value): keys, their bytes, fields, rows, and the digest of the file."""
         named = f"{self.name}/{self.owner}"
-        digest = hashlib.sha256(self.text.encode()).digest()
-        yield f"{named}//digest", digest
-        yield f"{named}//half digest", digest[:8]  # enough to try out what the table is
+        yield from digests(f"{named}/", self.text.encode())
         for row in self.rows:
             values = dict(zip(COLUMNS, row, strict=True)) | {"row": ",".join(row)}
             for what, value in values.items():
                 yield f"{named}/{row[0]}/{what}", value.encode()
             yield f"{named}/{row[0]}/item", encode_key([row[0]])
+
+
+def digests(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:
+    """The digest that a node keeps of a file, and half of it: enough to try out what is in there."""
+    digest = hashlib.sha256(content).digest()
+    yield f"{name}/digest", digest
+    yield f"{name}/half digest", digest[:8]
 
 
 def pair(name: str, own: int, common: int) -> tuple[Table, Table]:
@@ -147,7 +152,18 @@ def secrets(world: World) -> dict[str, bytes]:
     for node in PARTIES:
         for number, line in enumerate(world.notes(node).about("secret")):
             found[f"drawn/{node}/{number}"] = bytes.fromhex(line["value"])
+    for job in JOBS:
+        for node, content in results(world, job).items():
+            if job != "disjoint":  # anybody knows what an empty result is
+                found |= digests(f"result/{node}/{job}", content)
     return found
+
+
+def results(world: World, job: str) -> dict[str, bytes]:
+    """The result of a job at each node that has one."""
+    name = f"results/{world.jobs[job]['job_id']}.csv"
+    left = {node: world.haystacks[f"left {node}"] for node in PARTIES}
+    return {node: files[name] for node, files in left.items() if name in files}
 
 
 def _private_bytes(file: Path) -> bytes:

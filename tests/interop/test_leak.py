@@ -20,6 +20,7 @@ from tests.interop.taps_lab import (
     PARTIES,
     TABLES,
     column,
+    results,
     scenario,
     secrets,
 )
@@ -112,13 +113,11 @@ def test_keys_are_seen_in_the_folder_of_their_owner(world, hidden):
         assert set().union(*seen.values()) == own
 
 
-def test_results_are_seen_where_they_belong(world):
-    for job in FINISHED:
-        ours, theirs = TABLES[JOBS[job][0]]
-        common = set(ours.ids) & set(theirs.ids)
-        for node in JOBS[job][1]:
-            result = world.haystacks[f"left {node}"][f"results/{world.jobs[job]['job_id']}.csv"]
-            assert set(column(result, "id")) == common
+def test_results_are_where_they_belong_and_nowhere_else(world):
+    for job, (tables, receivers, _) in JOBS.items():
+        common = set.intersection(*(set(table.ids) for table in TABLES[tables]))
+        expected = dict.fromkeys(receivers if job in FINISHED else (), common)
+        assert {node: set(column(data, "id")) for node, data in results(world, job).items()} == expected
 
 
 def test_hubs_carried_all_that_the_parties_said(world):
@@ -163,18 +162,15 @@ def test_hubs_keep_only_their_own_keys(world, hidden, hub):
 
 @pytest.mark.parametrize("node", PARTIES)
 def test_parties_keep_only_what_they_may(world, hidden, node):
-    """Own keys, digests of own tables, and in result files what a job gave: nothing else, in any file."""
-    own = {f"private/{node}/identity.key", f"private/{node}/tls.key"}
-    tables = [table for two in TABLES.values() for table in two if table.owner == node]
-    digests = {f"{table.name}/{node}//{size}" for table in tables for size in ("digest", "half digest")}
-    results = {
-        f"results/{world.jobs[job]['job_id']}.csv": set(given(job, node))
-        for job in FINISHED
-        if node in JOBS[job][1]
-    }
+    """Own keys, digests of own tables and results, and in result files what the job gave: nothing else, in any file."""
+    files = {f"{name}.key": {f"private/{node}/{name}.key"} for name in ("identity", "tls")}
+    own = [name for name in secrets(world) if name.endswith("digest") and name.split("/")[1] == node]
+    files |= {database: set(own) for database in ("node.db", "node.db-wal")}
+    for job in FINISHED:
+        files[f"results/{world.jobs[job]['job_id']}.csv"] = set(given(job, node))
     for moment in ("live", "left"):
         for file, names in found(hidden, world.haystacks[f"{moment} {node}"]).items():
-            assert names <= (results.get(file, digests if file.startswith("node.db") else own)), file
+            assert names <= files.get(file, set()), file
 
 
 def given(job, node):
