@@ -20,7 +20,7 @@ _SHOWN = [
     "created_at_ms", "ended_at_ms", "took_s", "progress", "hops", "party_states", "state", "party_state", "failure",
     "facts",
 ]  # fmt: skip
-_COLUMNS = ["job_id", "flow", "state", "party_state", "progress", "coordinator", "created_at_ms"]
+_COLUMNS = ["job_id", "flow", "state", "party_state", "progress", "created_at_ms"]
 
 app = typer.Typer(help="Propose, decide, watch and end jobs.", no_args_is_help=True)
 

@@ -56,7 +56,7 @@ class Output:
 
     def record(self, document: Document) -> None:
         """One field per line, without those that say nothing; the fields of a field stand below it."""
-        grid = Table.grid(padding=(0, 2))
+        grid = _columns()
         for name, value in document.items():
             label = Text(self.words.label(name), style="bold")
             if isinstance(value, Mapping) and value and name != "failure":
@@ -80,10 +80,14 @@ class Output:
             return
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in columns:
-            table.add_column(Text(self.words.label(name)), overflow="fold")
+            table.add_column(Text(self.words.label(name)), overflow="fold", no_wrap=name == "job_id")
         for row in rows:
             style = "red" if bad and bad(row) else ""
-            table.add_row(*(self._cell(name, row[name]) for name in columns), style=style)
+            cells = (
+                Text(_minute(row[name])) if name.endswith("_at_ms") else self._cell(name, row[name])
+                for name in columns
+            )
+            table.add_row(*cells, style=style)
         _lay_out(self._out, table)
 
     def note(self, key: str, **values: str) -> None:
@@ -114,7 +118,7 @@ class Output:
             "rule": error.requirement,
             "details": details,
         }
-        grid = Table.grid(padding=(0, 2))
+        grid = _columns()
         for key, value in lines.items():
             if value:
                 grid.add_row(Text(f"  {say(key)}", style="bold"), Text(visible(value)))
@@ -168,6 +172,14 @@ class Output:
         return unit(value)
 
 
+def _columns() -> Table:
+    """Two columns; what is too long for the second goes on in the next line, nothing is cut off."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    return grid
+
+
 def _lay_out(console: Console, grid: Table) -> None:
     """Print columns; a pipe does not get the blanks that fill up the last one."""
     if console.is_terminal:
@@ -218,6 +230,11 @@ def _moment(ms: int) -> str:
         return "-"
     moment = dt.datetime.fromtimestamp(ms / 1000, dt.UTC).astimezone()
     return moment.isoformat(sep=" ", timespec="seconds")
+
+
+def _minute(ms: int) -> str:
+    """The moment in a table, where room is scarce."""
+    return _moment(ms)[:16]
 
 
 def _duration(seconds: float) -> str:
