@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
 from tdn_interop import ids
 from tdn_interop._pb.tdn.app.v1 import job_pb2
-from tdn_interop._pb.tdn.common.v1 import failure_pb2
 from tdn_interop.algo import wire as algo_wire
 from tdn_interop.app import job_protocol as words
 from tdn_interop.app.evidence.statements import Consent, Outcome, Statement, Verdict
 from tdn_interop.app.terms import Agreement, InputOffer, Offer
 from tdn_interop.errors import PeerProtocolError, Reason, guard
-from tdn_interop.transport import records_wire
+from tdn_interop.transport import records_wire, wire
 from tdn_interop.transport.frame import Failure
 
 PbT = TypeVar("PbT", bound=Message)
 # A flow has at most 64 KiB; an agreement holds one offer per party.
 MAX_MESSAGE = 1 << 20
+MAX_SENTENCE = 256  # characters, why a job did not succeed
 
 
 def outcome_from_pb(number: int) -> Outcome:
@@ -31,21 +32,6 @@ def outcome_from_pb(number: int) -> Outcome:
 
 def _number(outcome: Outcome) -> job_pb2.Outcome.ValueType:
     return job_pb2.Outcome.Value(f"OUTCOME_{outcome.name}")
-
-
-def failure_to_pb(failure: Failure) -> failure_pb2.Failure:
-    """To the message."""
-    return failure_pb2.Failure(
-        reason=failure.reason.name, message=failure.message, noticed_by=failure.noticed_by,
-        requirement=failure.requirement, metadata=failure.metadata,
-    )  # fmt: skip
-
-
-def failure_from_pb(m: failure_pb2.Failure) -> Failure:
-    """From the message; a reason of a newer version reads as INTERNAL."""
-    _check(len(m.message) <= 2048 and len(m.metadata) <= 32, "the failure is too long")
-    reason = Reason.__members__.get(m.reason, Reason.INTERNAL)
-    return Failure(reason, m.message, m.noticed_by[:200], m.requirement[:32], dict(m.metadata))
 
 
 def encode_message(job_id: str, message: words.Message) -> bytes:
@@ -80,7 +66,7 @@ def _write_admit(m: Any, message: words.Admit) -> None:
 
 def _write_abort(m: Any, message: words.Abort) -> None:
     m.outcome = _number(message.outcome)
-    m.failure.CopyFrom(failure_to_pb(message.failure))
+    m.failure.CopyFrom(wire.failure_to_pb(message.failure))
 
 
 def _plain(field: str, attribute: str) -> Callable[[Any, Any], None]:
@@ -92,7 +78,7 @@ def _signed(field: str) -> Callable[[Any, Any], None]:
 
 
 def _failure(field: str) -> Callable[[Any, Any], None]:
-    return lambda m, message: getattr(m, field).CopyFrom(failure_to_pb(message.failure))
+    return lambda m, message: getattr(m, field).CopyFrom(wire.failure_to_pb(message.failure))
 
 
 _WRITERS: dict[type[words.Message], tuple[str, Callable[[Any, Any], None] | None]] = {
@@ -118,7 +104,7 @@ _WRITERS: dict[type[words.Message], tuple[str, Callable[[Any, Any], None] | None
 
 def _read_decision(sender: str, epoch: int, m: Any) -> words.Message:
     if m.HasField("refusal"):
-        return words.Refusal(sender, epoch, failure_from_pb(m.refusal))
+        return words.Refusal(sender, epoch, wire.failure_from_pb(m.refusal))
     signed = records_wire.signed_from_pb
     return words.Approval(sender, epoch, signed(m.offer), signed(m.record))
 
@@ -139,7 +125,7 @@ def _read_conclude(sender: str, epoch: int, m: Any) -> words.Message:
 
 
 def _read_abort(sender: str, epoch: int, m: Any) -> words.Message:
-    return words.Abort(sender, epoch, outcome_from_pb(m.outcome), failure_from_pb(m.failure))
+    return words.Abort(sender, epoch, outcome_from_pb(m.outcome), wire.failure_from_pb(m.failure))
 
 
 _READERS: dict[str, Callable[[str, int, Any], words.Message]] = {
@@ -158,7 +144,7 @@ _READERS: dict[str, Callable[[str, int, Any], words.Message]] = {
     "stated": _read_stated,
     "conclude": _read_conclude,
     "attested": lambda sender, epoch, m: words.Attested(sender, epoch, m.attestation),
-    "fail": lambda sender, epoch, m: words.Fail(sender, epoch, failure_from_pb(m.failure)),
+    "fail": lambda sender, epoch, m: words.Fail(sender, epoch, wire.failure_from_pb(m.failure)),
     "cancel": lambda sender, epoch, m: words.Cancel(sender, epoch, m.comment[:1024]),
     "abort": _read_abort,
 }
@@ -249,8 +235,9 @@ def encode_verdict(verdict: Verdict, failure: Failure | None) -> bytes:
         job_id=verdict.job_id, outcome=_number(verdict.outcome), agreement_sha256=verdict.agreement_sha256,
         statements=[records_wire.signed_to_pb(s) for s in verdict.statements], missing=verdict.missing,
     )  # fmt: skip
-    if failure:
-        m.failure.CopyFrom(failure_to_pb(failure))
+    if failure:  # one sentence: a verdict and its bundle have a size that every party must be able to bear
+        brief = replace(failure, message=failure.message[:MAX_SENTENCE], metadata={})
+        m.failure.CopyFrom(wire.failure_to_pb(brief))
     return m.SerializeToString(deterministic=True)
 
 
@@ -262,7 +249,7 @@ def decode_verdict_outcome(data: bytes) -> Outcome:
 def decode_verdict_failure(data: bytes) -> Failure | None:
     """Why a job did not succeed, by its verdict."""
     m = _parse(job_pb2.Verdict(), data)
-    return failure_from_pb(m.failure) if m.HasField("failure") else None
+    return wire.failure_from_pb(m.failure) if m.HasField("failure") else None
 
 
 def _parse(message: PbT, data: bytes) -> PbT:

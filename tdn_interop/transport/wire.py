@@ -34,6 +34,7 @@ _STATEMENT_BYTES = 16 << 10
 _LIST = 64
 _POSITIONS = 1 << 16
 _TEXT = 2_048
+_NAME = 200
 
 _fields = guard("TDN-T-ENC-04")
 
@@ -91,7 +92,7 @@ def _write(frame: Frame, to: frame_pb2.Frame) -> None:
         case Hello():
             _write_hello(frame, to.hello)
         case Reset(failure):
-            to.reset.failure.CopyFrom(_failure(failure))
+            to.reset.failure.CopyFrom(failure_to_pb(failure))
         case Goodbye():
             to.goodbye.SetInParent()
         case _:
@@ -124,12 +125,13 @@ def _signed(signed: Signed) -> identity_pb2.Signed:
     return identity_pb2.Signed(statement=signed.statement, signer=signed.signer, signature=signed.signature)
 
 
-def _failure(failure: Failure) -> failure_pb2.Failure:
+def failure_to_pb(failure: Failure) -> failure_pb2.Failure:
+    """The message, cut to what `failure_from_pb` takes: a long comment must not make a refusal unheard."""
     return failure_pb2.Failure(
         reason=failure.reason.name,
         message=failure.message[:_TEXT],
-        noticed_by=failure.noticed_by,
-        requirement=failure.requirement,
+        noticed_by=failure.noticed_by[:_NAME],
+        requirement=failure.requirement[:_LIST],
         metadata={key[:_LIST]: text[:_TEXT] for key, text in list(failure.metadata.items())[:_LIST]},
     )
 
@@ -178,14 +180,15 @@ def _read_positions(pbs: Iterable[frame_pb2.TopicPosition]) -> tuple[TopicPositi
     return positions
 
 
-def _read_failure(pb: failure_pb2.Failure) -> Failure:
+def failure_from_pb(pb: failure_pb2.Failure) -> Failure:
+    """The failure, checked. Errors: INVALID_REQUEST."""
     _require(len(pb.message) <= _TEXT, "failure.message")
     _require(len(pb.metadata) <= _LIST, "failure.metadata")
     for key, text in pb.metadata.items():
         _require(len(key) <= _LIST and len(text) <= _TEXT, "failure.metadata")
     # A newer peer may know more reasons than we do; its words are kept.
     reason = Reason.__members__.get(pb.reason, Reason.INTERNAL)
-    _require(len(pb.noticed_by) <= 200 and len(pb.requirement) <= _LIST, "failure.noticed_by")
+    _require(len(pb.noticed_by) <= _NAME and len(pb.requirement) <= _LIST, "failure.noticed_by")
     return Failure(reason, pb.message, pb.noticed_by, pb.requirement, dict(pb.metadata))
 
 
@@ -196,6 +199,6 @@ _READERS: dict[str, Callable[[Any], Frame]] = {
     "ack": lambda pb: Ack(_topic(pb.topic), pb.next_seq),
     "credit": lambda pb: Credit(_topic(pb.topic), pb.limit_bytes),
     "status": lambda pb: Status(pb.ask, _read_positions(pb.positions)),
-    "reset": lambda pb: Reset(_read_failure(pb.failure)),
+    "reset": lambda pb: Reset(failure_from_pb(pb.failure)),
     "goodbye": lambda _: Goodbye(),
 }
