@@ -10,6 +10,8 @@ MAX_ROWS = 16_384  # of one batch
 MAX_MESSAGE_BYTES = 1 << 20  # a quarter of gRPC's default limit, so that every stock peer takes it
 _ENVELOPE_BYTES = 1024  # more than everything in a TaskMessage that is not rows
 
+MAX_STREAM_BYTES = 1 << 30  # of one stage; a receiver keeps them all until it can match
+
 
 @dataclass(frozen=True, slots=True)
 class PointBatch:
@@ -64,6 +66,19 @@ class TaskMessage:
 def rows_per_batch(row_bytes: int) -> int:
     """How many rows of this size fit one message below both limits; at least one."""
     return max(1, min(MAX_ROWS, (MAX_MESSAGE_BYTES - _ENVELOPE_BYTES) // row_bytes))
+
+
+def body_bytes(body: Body) -> int:
+    """Bytes of all rows of a batch."""
+    match body:
+        case PointBatch(points=points):
+            return len(points)
+        case SealedBatch(points=points, sealed=sealed):
+            return len(points) + len(sealed)
+        case TagBatch(tags=tags, values=values):
+            return len(tags) + len(values)
+        case KeyBody(key=key):
+            return len(key)
 
 
 def row_count(body: Body) -> int:

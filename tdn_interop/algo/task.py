@@ -20,7 +20,7 @@ import numpy as np
 from tdn_interop.algo.curve25519 import Points
 from tdn_interop.algo.kernel import Kernel
 from tdn_interop.algo.machine import Effect, Event, LocalEvent, Machine, Table
-from tdn_interop.algo.message import Body, KeyBody, TaskMessage, row_count
+from tdn_interop.algo.message import MAX_STREAM_BYTES, Body, KeyBody, TaskMessage, body_bytes, row_count
 from tdn_interop.errors import ConfigError, LocalProtocolError, PeerProtocolError, Reason, TdnError, guard
 
 Entropy = Callable[[int], bytes]
@@ -145,7 +145,7 @@ def perform(compute: Compute) -> Computed | ComputeRefused:
 
 
 class Inbound:
-    """One stage from one sender: batches in order, none after the last, rows within limits.
+    """One stage from one sender: batches in order, none after the last, rows and bytes within limits.
 
     `on_batch` takes (batch index, body, last). `exactly` is the total that must arrive, if known.
     """
@@ -159,6 +159,7 @@ class Inbound:
     ) -> None:
         self.closed = False
         self.rows = 0
+        self._bytes = 0
         self._kind, self._on_batch, self._limit, self._exactly = kind, on_batch, limit, exactly
         self._next = 0
 
@@ -174,12 +175,16 @@ class Inbound:
         count = row_count(message.body)
         order.check(count or message.last, Reason.BATCH_ORDER, f"{stage}: batch {index} is empty, not last")
         self.rows += count
+        self._bytes += body_bytes(message.body)
         self._check_total(stage, message.last)
         self._next += 1
         self.closed = message.last
         return self._on_batch(index, message.body, message.last)
 
     def _check_total(self, stage: str, last: bool) -> None:
+        guard("TDN-A-PSI-13").check(
+            self._bytes <= MAX_STREAM_BYTES, Reason.TOO_LARGE, f"{stage}: more than {MAX_STREAM_BYTES} bytes"
+        )
         if self._exactly is None:
             guard("TDN-A-PSI-13").check(
                 self.rows <= self._limit, Reason.TOO_LARGE, f"{stage}: more than {self._limit} rows"

@@ -29,7 +29,7 @@ from tdn_interop.errors import Reason, guard
 
 MAX_HANDSHAKE_BYTES = 256 << 10  # 32 algorithms × 64 values × 66 bytes, and room
 MAX_KEY_BYTES = 4096
-MAX_VALUE_BYTES = 8192
+MAX_VALUE_BYTES = 4096 + 44  # the largest block, a nonce of 12 bytes and two tags of 16
 _STAGE = re.compile(r"[a-z][a-z-]{0,31}\Z")
 
 MessageT = TypeVar("MessageT", bound=Message)
