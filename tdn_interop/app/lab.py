@@ -206,12 +206,15 @@ class Lab:
         ])  # fmt: skip
 
     def _make_folder(self) -> None:
-        taken = self.directory.exists() and any(self.directory.iterdir())
-        guard("TDN-X-LAB-08").check(
-            not taken, Reason.ALREADY_EXISTS,
-            f"{self.directory} is not empty; a lab is made in a folder of its own", ConfigError,
-        )  # fmt: skip
-        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        gate, folder = guard("TDN-X-LAB-08"), self.directory
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            taken = any(folder.iterdir())
+        except OSError as error:
+            words = f"{folder} cannot be made: {error.strerror}"
+            gate.refuse(Reason.INPUT_INVALID, words, ConfigError)
+        words = f"{folder} is not empty; a lab is made in a folder of its own"
+        gate.check(not taken, Reason.ALREADY_EXISTS, words, ConfigError)
 
     async def _enrol(self, name: str) -> None:
         """Join a node to its running parent with a single-use token; a top is a member already."""
