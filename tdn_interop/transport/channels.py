@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -38,7 +39,7 @@ from tdn_interop.transport.channel import (
     within,
 )
 from tdn_interop.transport.event import Deliver
-from tdn_interop.transport.frame import Failure, Frame, Hello, Limits, Reset
+from tdn_interop.transport.frame import Failure, Frame, Hello, Limits, Reset, message_cost
 from tdn_interop.transport.inbox import Inbox
 from tdn_interop.transport.session import Session, Timing
 
@@ -48,6 +49,7 @@ class Channels:
 
     `verify(stream, credentials)` raises unless the credentials belong to the certificate of that connection;
     `connect(peer)` dials a node, directly or by a tunnel; `admits(peer, topic)` says what is served.
+    `inbox_bytes` bounds what has arrived and nobody has received, over all peers; one peer gets half at most.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Channels:
         connect: Callable[[str], Awaitable[FrameStream]],
         limits: Limits | None = None,
         *,
+        inbox_bytes: int = 2 << 30,
         clock: Callable[[], float] = time.monotonic,
         timing: Timing | None = None,
         admits: Callable[[str, str], bool] = lambda _peer, _topic: True,
@@ -73,7 +76,11 @@ class Channels:
         self._timing = timing or Timing()
         self._admits = admits
         self._on_event = on_event
-        self._inbox = Inbox()
+        guard("TDN-T-LIM-05").check(
+            2 * self._limits.topic_credit_bytes <= inbox_bytes, Reason.INVALID_REQUEST,
+            "the inbox does not hold the credit of one topic twice", ConfigError,
+        )  # fmt: skip
+        self._inbox = Inbox(inbox_bytes)
         self._live: dict[bytes, Channel] = {}
         self._sends_on: dict[str, Channel] = {}
         self._answered: dict[str, Channel] = {}
@@ -252,12 +259,8 @@ class Channels:
         return [channel for channel in self._live.values() if channel.peer == peer]
 
     def _check_room(self, peer: str) -> None:
-        """A peer must not fill the memory by one session after another."""
-        limit = self._limits.topics * self._limits.topic_credit_bytes
-        guard("TDN-T-LIM-03").check(
-            self._inbox.held_bytes(peer) <= limit, Reason.RESOURCE_EXHAUSTED,
-            f"too much from {peer} has not been received", Unavailable,
-        )  # fmt: skip
+        """A peer must not fill the memory by one session after another, nor open one that could take nothing."""
+        self._inbox.check_room(peer, message_cost(self._limits.message_bytes, self._limits.frame_bytes))
 
     def _make(self, session_id: bytes, peer: str, *, dialled: bool) -> Channel:
         session = Session(
@@ -269,9 +272,13 @@ class Channels:
         )
 
     def _deliver(self, channel: Channel, arrived: Deliver) -> None:
+        consumed = partial(_give_back, weakref.ref(channel), arrived.topic, arrived.cost)
+        try:
+            self._inbox.put(channel.peer, arrived.topic, arrived.message, arrived.cost, consumed)
+        except Unavailable as full:
+            channel.abort(full)  # it was not acknowledged yet, so the peer knows it as lost
+            return
         self._on_event(ChannelEvent("received", channel.peer, arrived.topic, len(arrived.message)))
-        consumed = partial(channel.consumed, arrived.topic, arrived.cost)
-        self._inbox.put(channel.peer, arrived.topic, arrived.message, arrived.cost, consumed)
 
     def _note(self, channel: Channel, event: ChannelEvent) -> None:
         if event.kind == "opened":
@@ -304,3 +311,9 @@ class Channels:
             for topic in channel.session.topics.owed_topics():
                 self._lost[peer, topic] = error
             self._inbox.fail(peer, partial(fresh, error))
+
+
+def _give_back(channel: weakref.ref[Channel], topic: str, cost: int) -> None:
+    """A message that waits does not keep the state of a session that has ended."""
+    if living := channel():
+        living.consumed(topic, cost)

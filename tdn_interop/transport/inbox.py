@@ -1,6 +1,8 @@
 """Messages that have arrived and wait for their consumer, per topic and peer.
 
-Bounded by the credit given out: a message returns its credit when it is taken.
+Credit bounds one session; here is the bound over all sessions and peers. A peer may hold as much as
+is left free: the first that fills gets half of the whole, the next half of the rest, and something is
+always free for one more. A message that arrived stays when its session ends, so it counts until it is taken.
 """
 
 from __future__ import annotations
@@ -23,24 +25,31 @@ class _Waiting:
 
 
 class Inbox:
-    """Queues by (topic, peer), and the callers that wait for them."""
+    """Queues by (topic, peer), and the callers that wait for them; `limit_bytes` in terms of credit."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
         self._queues: dict[str, dict[str, deque[_Waiting]]] = {}
         self._callers: defaultdict[str, dict[asyncio.Future[None], str | None]] = defaultdict(dict)
-        self._held: Counter[str] = Counter()
+        self._held: Counter[str] = Counter()  # by peer
+        self._held_in_all = 0
         self._numbers = itertools.count()
         self._closed = False
 
-    def held_bytes(self, peer: str) -> int:
-        """Credit used by the messages of `peer` that nobody has taken yet."""
-        return self._held[peer]
+    def check_room(self, peer: str, cost: int) -> None:
+        """Errors: RESOURCE_EXHAUSTED (Unavailable) when there is no room for `cost` more of `peer`."""
+        guard("TDN-T-LIM-03").check(
+            self._held[peer] + cost <= self._limit - (self._held_in_all + cost), Reason.RESOURCE_EXHAUSTED,
+            f"too much from {peer} has not been received", Unavailable,
+        )  # fmt: skip
 
     def put(self, peer: str, topic: str, message: bytes, cost: int, consumed: Callable[[], None]) -> None:
-        """Queue a message; `consumed` is called when it is taken or discarded."""
+        """Queue a message; `consumed` is called when it is taken or discarded. Errors: those of `check_room`."""
+        self.check_room(peer, cost)
         queue = self._queues.setdefault(topic, {}).setdefault(peer, deque())
         queue.append(_Waiting(next(self._numbers), message, cost, consumed))
         self._held[peer] += cost
+        self._held_in_all += cost
         for caller, wanted in self._callers[topic].items():
             if wanted in (None, peer) and not caller.done():
                 caller.set_result(None)
@@ -101,6 +110,7 @@ class Inbox:
             if not self._queues[topic]:
                 del self._queues[topic]
         self._held[peer] -= waiting.cost
+        self._held_in_all -= waiting.cost
         waiting.consumed()
         return waiting.message
 

@@ -1,5 +1,7 @@
 import asyncio
 import dataclasses
+import gc
+import weakref
 
 import pytest
 
@@ -176,15 +178,47 @@ async def test_topics_that_are_not_served_end_the_session_with_a_typed_reason():
         assert (await refused(TdnError, mesh.a.flush("b.cn", "no", 5))).reason is Reason.POLICY_DENIED
 
 
+TINY = dataclasses.replace(SMALL, frame_bytes=1000, topics=1, topic_credit_bytes=2000)
+ROOM_FOR_TWO = 2 * 2 * 1256
+
+
 async def test_a_peer_cannot_fill_the_memory_by_one_session_after_another():
-    tiny = dataclasses.replace(SMALL, frame_bytes=1000, topics=1, topic_credit_bytes=2000)
-    async with nodes(limits=tiny) as mesh:
+    async with nodes(limits=TINY) as mesh:
+        b = mesh.start("b.cn", inbox_bytes=ROOM_FOR_TWO)
         for number in range(2):
             await mesh.a.send("b.cn", f"t{number}", bytes(1000), 5)
         error = await refused(TdnError, mesh.a.send("b.cn", "t2", bytes(1000), 5))
         assert error.reason is Reason.RESOURCE_EXHAUSTED
-        await mesh.b.receive("t0", timeout_s=5)
+        await b.receive("t0", timeout_s=5)
         await mesh.a.send("b.cn", "t9", bytes(1000), 5)
+
+
+async def test_a_peer_within_its_credit_that_overfills_the_inbox_is_told_and_loses_only_what_was_too_much():
+    async with nodes(limits=dataclasses.replace(TINY, topics=8)) as mesh:
+        b = mesh.start("b.cn", inbox_bytes=ROOM_FOR_TWO)
+        for topic in ("t0", "t1"):
+            await mesh.a.send("b.cn", topic, bytes(1000), 5)
+            await mesh.a.flush("b.cn", topic, 5)
+        await mesh.a.send("b.cn", "t2", bytes(1000), 5)
+        assert (await refused(TdnError, mesh.a.flush("b.cn", "t2", 5))).reason is Reason.RESOURCE_EXHAUSTED
+        assert mesh.kinds("b.cn").count("received") == 2
+        for topic in ("t0", "t1"):
+            assert await b.receive(topic, timeout_s=5) == ("a.cn", bytes(1000))
+        await mesh.a.send("b.cn", "t2", bytes(1000), 5)
+        assert await b.receive("t2", timeout_s=5) == ("a.cn", bytes(1000))
+
+
+async def test_a_message_that_nobody_receives_does_not_keep_its_session():
+    async with nodes() as mesh:
+        await mesh.a.send("b.cn", "t", b"x", 5)
+        await mesh.a.flush("b.cn", "t", 5)
+        channel = weakref.ref(next(iter(mesh.b._live.values())))
+        mesh.b.drop("a.cn")
+        await mesh.until("a.cn", "failed")
+        await mesh.net.close()
+        gc.collect()
+        assert channel() is None
+        assert await mesh.b.receive("t", timeout_s=5) == ("a.cn", b"x")
 
 
 @pytest.mark.parametrize("topic", ["", "T", "../x", "t" * 129])
@@ -198,7 +232,15 @@ def test_own_limits_are_checked():
     with pytest.raises(ConfigError):
         asyncio.run(bad_limits())
 
+    with pytest.raises(ConfigError):
+        asyncio.run(bad_inbox())
+
 
 async def bad_limits():
     async with nodes(limits=dataclasses.replace(SMALL, topic_credit_bytes=100)):
         pass
+
+
+async def bad_inbox():
+    async with nodes() as mesh:
+        mesh.start("c.cn", inbox_bytes=2 * SMALL.topic_credit_bytes - 1)
