@@ -11,7 +11,7 @@ import asyncio
 import secrets
 import time
 import weakref
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -42,6 +42,9 @@ from tdn_interop.transport.event import Deliver
 from tdn_interop.transport.frame import Failure, Frame, Hello, Limits, Reset, message_cost
 from tdn_interop.transport.inbox import Inbox
 from tdn_interop.transport.session import Session, Timing
+
+MAX_CONNECTIONS = 16
+"""Connections of one peer at a time. It needs one; the rest is for those whose loss we have not noticed."""
 
 
 class Channels:
@@ -84,6 +87,7 @@ class Channels:
         self._live: dict[bytes, Channel] = {}
         self._sends_on: dict[str, Channel] = {}
         self._answered: dict[str, Channel] = {}
+        self._accepted: Counter[str] = Counter()  # connections being served, greeted or not, by peer
         self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._lost: dict[tuple[str, str], TdnError] = {}
         self._runs: set[asyncio.Task[None]] = set()
@@ -153,14 +157,22 @@ class Channels:
     async def accept(self, stream: FrameStream, peer: str) -> None:
         """Serve a connection that `peer`, the node of its verified certificate, has dialled, until it ends.
 
-        Errors: why the greeting was refused, after telling the peer.
+        Errors: why the greeting was refused, after telling the peer; RESOURCE_EXHAUSTED at once for one too many.
         """
+        self._accepted[peer] += 1
         try:
+            guard("TDN-T-LIM-03").check(
+                self._accepted[peer] <= MAX_CONNECTIONS, Reason.RESOURCE_EXHAUSTED,
+                f"{peer} has {MAX_CONNECTIONS} connections here", Unavailable,
+            )  # fmt: skip
             async with within(self._timing.stall_s, f"waiting for the hello of {peer}"):
                 hello = await stream.receive()
             await self._serve(stream, hello, peer)
         finally:
-            await close_stream(stream)
+            try:
+                await close_stream(stream)
+            finally:
+                self._accepted[peer] -= 1
 
     def drop(self, peer: str, error: TdnError | None = None) -> None:
         """End every session with `peer` now, for instance because it was revoked, and tell it why."""

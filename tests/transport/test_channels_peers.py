@@ -1,5 +1,6 @@
 import asyncio
 import dataclasses
+from collections import Counter
 
 import pytest
 
@@ -12,6 +13,7 @@ from tdn_interop.errors import (
     guard,
 )
 from tdn_interop.transport.channel import ConnectionLost
+from tdn_interop.transport.channels import MAX_CONNECTIONS
 from tdn_interop.transport.frame import Ack, Data, Goodbye, Hello, Reset
 from tdn_interop.transport.loopback import LoopbackStream, pair
 from tests.transport.nodes import MESSAGES, QUICK, SMALL, both_ways, nodes, receive_all, refused
@@ -249,6 +251,23 @@ async def test_a_hello_that_never_comes_ends_the_connection():
         assert error.reason is Reason.DEADLINE
         with pytest.raises(ConnectionLost):
             await here.receive()
+
+
+async def test_hundreds_of_connections_without_a_hello_are_few_at_a_time_and_leave_nothing_behind():
+    async with nodes(timing=QUICK) as mesh:
+        before = asyncio.all_tasks()
+        streams = [pair() for _ in range(200)]
+        serving = [asyncio.create_task(mesh.b.accept(there, "evil.cn")) for _, there in streams]
+        errors = await asyncio.gather(*serving, return_exceptions=True)
+        reasons = Counter(error.reason for error in errors)
+        assert reasons == {
+            Reason.DEADLINE: MAX_CONNECTIONS, Reason.RESOURCE_EXHAUSTED: 200 - MAX_CONNECTIONS,
+        }  # fmt: skip
+        for here, _ in streams:
+            with pytest.raises(ConnectionLost):
+                await here.receive()
+        assert asyncio.all_tasks() == before
+        await mesh.start("evil.cn").open("b.cn", 5)  # there is room again
 
 
 async def test_a_frame_that_cannot_be_decoded_ends_the_session_with_a_reset():
