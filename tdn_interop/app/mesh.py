@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from ssl import SSLContext
 from typing import Any
 
-import sqlalchemy as sa
 import structlog
 from cryptography import x509
 
@@ -26,16 +25,15 @@ from tdn_interop._pb.tdn.transport.v1 import (
 from tdn_interop.app.anchoring import Anchoring, EvidenceServicer
 from tdn_interop.app.evidence import wire as evidence_wire
 from tdn_interop.app.evidence.log import EvidenceLog
-from tdn_interop.app.evidence.statements import digest
+from tdn_interop.app.receipts import Receipts
 from tdn_interop.app.register import Register
 from tdn_interop.app.standing import Standing
-from tdn_interop.app.store import members, receipts
+from tdn_interop.app.store import members
 from tdn_interop.app.store.engine import Store
-from tdn_interop.app.store.receipts import ReceiptRow
 from tdn_interop.app.telemetry import Metrics
 from tdn_interop.config import NodeConfig
-from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, guard
-from tdn_interop.identity import RECEIPT, ROUTE, Credentials, Signed, fingerprint, verify
+from tdn_interop.errors import Reason, Refused, TdnError, guard
+from tdn_interop.identity import ROUTE, Credentials, Signed, fingerprint, verify
 from tdn_interop.transport import pki, records_wire, tls
 from tdn_interop.transport.channel import ChannelEvent, FrameStream
 from tdn_interop.transport.channel_service import ChannelServicer, ClientFrames, Peers, ServerFrames
@@ -44,7 +42,7 @@ from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorse
 from tdn_interop.transport.frame import Limits
 from tdn_interop.transport.interceptors import ServerCalls, standard_layers
 from tdn_interop.transport.link import Link
-from tdn_interop.transport.records_wire import NodeRecord, Receipt, Route, Token
+from tdn_interop.transport.records_wire import NodeRecord, Route, Token
 from tdn_interop.transport.relay import HOP_LIMIT, Tunnels
 from tdn_interop.transport.relay_service import RelayServicer
 from tdn_interop.transport.routing_service import Routing, RoutingServicer
@@ -87,7 +85,7 @@ class Mesh:
         place = standing.membership
         self.trust = Trust(place.top, place.top_identity_key, self._pin)
         self.link = (
-            Link(place.parent, place.parent_link, self._client_context, self._folder)
+            Link(self.me, place.parent, place.parent_link, self._client_context, self._folder)
             if place.parent
             else None
         )
@@ -98,7 +96,8 @@ class Mesh:
             self.refused,
             [self._calls("peers")],
         )
-        self.tunnels = Tunnels(standing.key, place.parent, self.link, self.server.front, self._gave_receipt)
+        self.receipts = Receipts(store, log, place.parent, self._parent_key, self.refused)
+        self.tunnels = Tunnels(standing.key, place.parent, self.link, self.server.front, self.receipts)
         self.peers = Peers(
             self.tunnels,
             config.direct,
@@ -132,7 +131,7 @@ class Mesh:
             await self.enrolment.start(self.config.enrolment)
         if self.link:
             self.link.on_opening = self.tunnels.from_above
-            self.link.on_receipts = self._got_receipts
+            self.link.on_receipt = self.receipts.got
             self.link.on_state = self._linked
             await self.link.start()
         self.spawn(self._answer_pings())
@@ -327,28 +326,6 @@ class Mesh:
             await self.channels.send(peer, PONG, nonce[:64], self.config.timeouts.dial_s)
         except TdnError as error:
             _log.info("pong lost", peer=peer, reason=error.reason.name)
-
-    async def _gave_receipt(self, signed: Signed) -> None:
-        await self._keep_receipt(signed, "relay.receipt.given")
-
-    async def _got_receipts(self, found: list[Signed]) -> None:
-        for signed in found:
-            good = verify(RECEIPT, signed, self._parent_key())
-            guard("TDN-T-RTE-08").check(
-                good, Reason.SIGNATURE_INVALID, "a receipt is not signed by our parent", PeerProtocolError
-            )
-            await self._keep_receipt(signed, "relay.receipt.got")
-
-    async def _keep_receipt(self, signed: Signed, kind: str) -> None:
-        receipt: Receipt = records_wire.decode_receipt(signed.statement)
-        row = ReceiptRow(receipt.tunnel_id, receipt.relay, records_wire.encode_signed(signed))
-
-        def write(connection: sa.Connection) -> None:
-            receipts.put(connection, row)
-            facts = {"relay": receipt.relay, "bytes": str(receipt.forward_bytes + receipt.backward_bytes)}
-            self._evidence.append_in(connection, kind, receipt.tunnel_id.hex(), facts, digest(signed))
-
-        await self._store.run(write)
 
     def _linked(self, up: bool, why: TdnError | None) -> None:
         if up:

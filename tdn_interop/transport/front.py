@@ -250,8 +250,12 @@ class _Inner(Pipe):
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:
-    """Two connected non-blocking sockets: one end for the front, one for the pump of a tunnel."""
-    near, far = socket.socketpair()
+    """Two connected non-blocking sockets: one end for TLS, one for the pump of a tunnel. Errors: RESOURCE_EXHAUSTED."""
+    try:
+        near, far = socket.socketpair()
+    except OSError as error:  # no descriptors are left
+        words = f"a tunnel has no end here: {error.strerror}"
+        guard("TDN-T-LIM-03").refuse(Reason.RESOURCE_EXHAUSTED, words, Unavailable)
     near.setblocking(False)
     far.setblocking(False)
     return near, far

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from ssl import SSLContext
 from typing import TypeVar
@@ -39,17 +40,36 @@ T = TypeVar("T")
 CALL_S = 10.0
 
 OnOpening = Callable[[Opening], Awaitable[None]]
-OnReceipts = Callable[[list[Signed]], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What this node counted of a tunnel over its link, in bytes of tunnel messages.
+
+    `opened` by us, otherwise joined. `received` is None unless we have read everything to an orderly end.
+    """
+
+    me: str
+    tunnel_id: bytes
+    opened: bool
+    sent: int
+    received: int | None
+
+
+OnReceipt = Callable[[Signed, Carried], Awaitable[None]]
 
 
 class Link:
     """The link to `parent` at `address`. Implements `relay.Upwards`."""
 
-    def __init__(self, parent: str, address: str, context: Callable[[], SSLContext], folder: Path) -> None:
+    def __init__(
+        self, me: str, parent: str, address: str, context: Callable[[], SSLContext], folder: Path
+    ) -> None:
+        self.me = me
         self.parent = parent
         self.linked = asyncio.Event()
         self.on_opening: OnOpening = _ignore
-        self.on_receipts: OnReceipts = _ignore
+        self.on_receipt: OnReceipt = _ignore
         self.on_state: Callable[[bool, TdnError | None], None] = _quiet
         host, port = config.split_address(address)
 
@@ -114,7 +134,9 @@ class Link:
         except BaseException:
             call.cancel()
             raise
-        return _Receipted(call, self), tuple(n for n in str(path).split(",") if n)
+        return _Receipted(call, self, opening.tunnel_id, opened=True), tuple(
+            n for n in str(path).split(",") if n
+        )
 
     async def join(self, join: Join) -> Leg | None:
         """Take or refuse a tunnel that waits at the parent."""
@@ -122,7 +144,7 @@ class Link:
         if join.refusal:
             await self.ask(_end(call))
             return None
-        return _Receipted(call, self)
+        return _Receipted(call, self, join.tunnel_id, opened=False)
 
     def _tunnel(self, metadata: tuple[tuple[str, bytes], ...]) -> grpc.aio.StreamStreamCall[bytes, bytes]:
         multi = self.channel.stream_stream(
@@ -169,20 +191,39 @@ class Link:
 
 
 class _Receipted(ClientLeg):
-    """A tunnel call whose trailing metadata holds the receipts of the relays on that side."""
+    """A tunnel call whose trailing metadata holds the receipt of the parent; counts, to compare."""
 
-    def __init__(self, call: grpc.aio.StreamStreamCall[bytes, bytes], link: Link) -> None:
+    def __init__(
+        self, call: grpc.aio.StreamStreamCall[bytes, bytes], link: Link, tunnel_id: bytes, *, opened: bool
+    ) -> None:
         super().__init__(call)
         self._link = link
+        self._tunnel_id = tunnel_id
+        self._opened = opened
+        self._sent = self._received = 0
+        self._whole = False
+
+    async def read(self) -> bytes:
+        """The next message of the parent."""
+        message = await super().read()
+        self._received += len(message)
+        self._whole = not message
+        return message
+
+    async def write(self, message: bytes) -> None:
+        """A message to the parent. Counted before: what is cancelled may have left all the same."""
+        self._sent += len(message)
+        await super().write(message)
 
     async def settle(self) -> None:
-        """Take the receipts, if the relay answered in time."""
+        """Take the receipt, if the relay answered in time."""
         if not self.call.done():
             self.call.cancel()
             return
-        found = relay_service.receipts(await self.call.trailing_metadata())
-        if found:
-            await self._link.on_receipts(found)
+        received = self._received if self._whole else None
+        carried = Carried(self._link.me, self._tunnel_id, self._opened, self._sent, received)
+        for signed in relay_service.receipts(await self.call.trailing_metadata()):
+            await self._link.on_receipt(signed, carried)
 
 
 async def _end(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
@@ -193,7 +234,7 @@ async def _end(call: grpc.aio.StreamStreamCall[bytes, bytes]) -> None:
         continue
 
 
-async def _ignore(_what: object) -> None:
+async def _ignore(*_what: object) -> None:
     """Before the node is assembled nobody listens."""
 
 

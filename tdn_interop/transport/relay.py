@@ -12,21 +12,24 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from tdn_interop import identity
 from tdn_interop.errors import Reason, Refused, TdnError, Unavailable, guard
 from tdn_interop.identity import Identity, Signed
-from tdn_interop.transport import records_wire, route
+from tdn_interop.transport import descriptors, records_wire, route
 from tdn_interop.transport.front import Front, socket_pair
 from tdn_interop.transport.records_wire import Join, Opening, Receipt
 from tdn_interop.transport.route import Way
 from tdn_interop.transport.trust import now_ms
 from tdn_interop.transport.tunnel import Counter, Leg, SocketLeg, splice
 
+# Tunnels of others at once, as far as descriptors allow; nobody may hold more than half of the places.
 MAX_TUNNELS = 1024
+# What a tunnel takes that ends here: its pump, its TLS, and both sides of the way to gRPC.
+DESCRIPTORS = 4
 MAX_WAITING = 256
 HOP_LIMIT = 8
 
@@ -43,7 +46,16 @@ class Upwards(Protocol):
         ...
 
 
-ReceiptSink = Callable[[Signed], Awaitable[None]]
+class Ledger(Protocol):
+    """Where receipts stay. A tunnel has one receipt of a relay, for ever."""
+
+    async def knows(self, tunnel_id: bytes) -> bool:
+        """True when there is a receipt for a tunnel of this id."""
+        ...
+
+    async def gave(self, receipt: Signed) -> None:
+        """Keep a receipt that this node signed."""
+        ...
 
 
 @dataclass
@@ -71,18 +83,17 @@ class _Onward:
 class Tunnels:
     """All tunnels of one node. `up` is the link to the parent, None at a top."""
 
-    def __init__(
-        self, key: Identity, parent: str, up: Upwards | None, front: Front, on_receipt: ReceiptSink
-    ) -> None:
+    def __init__(self, key: Identity, parent: str, up: Upwards | None, front: Front, ledger: Ledger) -> None:
         self.me = key.node
         self._key = key
         self._parent = parent
         self._up = up
         self._front = front
-        self._on_receipt = on_receipt
+        self._ledger = ledger
+        self._places = min(MAX_TUNNELS, descriptors.room(0.5, DESCRIPTORS))
         self._below: dict[str, asyncio.Queue[Opening | None]] = {}
         self._waiting: dict[bytes, _Waiting] = {}
-        self._open = 0
+        self._open: dict[bytes, str] = {}  # tunnel of others -> who answers for it
         self._tasks: set[asyncio.Task[object]] = set()
 
     @property
@@ -93,13 +104,18 @@ class Tunnels:
     @property
     def count(self) -> int:
         """Tunnels of others that end here or pass here now, those that are being opened included."""
-        return self._open
+        return len(self._open)
 
     async def dial(self, destination: str, timeout_s: float) -> tuple[socket.socket, tuple[str, ...]]:
         """A socket to `destination` and the relays it passes. Errors: NO_ROUTE, DEADLINE, UNREACHABLE."""
         opening = Opening(os.urandom(16), self.me, destination, HOP_LIMIT, int(timeout_s * 1000), ())
-        onward = await self._onward(opening)
         near, far = socket_pair()
+        try:
+            onward = await self._onward(opening)
+        except BaseException:
+            near.close()
+            far.close()
+            raise
         leg = SocketLeg(near)
         self.spawn(self._carry(opening, leg, onward, self.me), leg, onward.leg)
         return far, onward.path
@@ -122,7 +138,7 @@ class Tunnels:
     ) -> Signed | None:
         """Serve an opening of an adjacent node: open the way onward, say `ready`, carry, sign a receipt."""
         route.admit(opening, previous, self.me, self._parent)
-        with self._slot():
+        async with self._place(opening, previous):
             onward = await self._onward(opening)
             here = onward.next == self.me
             try:
@@ -147,10 +163,10 @@ class Tunnels:
     async def from_above(self, opening: Opening) -> None:
         """Take a tunnel that waits at the parent: open the way down first, then join."""
         assert self._up is not None  # noqa: S101  only a parent calls this
-        with contextlib.ExitStack() as slot:
+        async with contextlib.AsyncExitStack() as place:
             try:
                 route.admit(opening, self._parent, self.me, self._parent)
-                slot.enter_context(self._slot())
+                await place.enter_async_context(self._place(opening, self._parent))
                 onward = await self._onward(opening)
             except TdnError as error:
                 with contextlib.suppress(TdnError):  # a parent that is gone needs no answer
@@ -179,19 +195,28 @@ class Tunnels:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @contextlib.contextmanager
-    def _slot(self) -> Iterator[None]:
-        """The place of a tunnel of others, from its opening on. Errors: RESOURCE_EXHAUSTED."""
-        words = f"{self.me} has {self._open} tunnels and takes no more for now"
-        guard("TDN-T-LIM-03").check(self._open < MAX_TUNNELS, Reason.RESOURCE_EXHAUSTED, words, Unavailable)
+    @contextlib.asynccontextmanager
+    async def _place(self, opening: Opening, previous: str) -> AsyncIterator[None]:
+        """The place of a tunnel of others, from its opening on. Errors: RESOURCE_EXHAUSTED, ALREADY_EXISTS."""
+        # A node below answers for all that it sends; from above, the source does.
+        account = opening.source if previous == self._parent else previous
+        tunnel_id, held = opening.tunnel_id, list(self._open.values()).count(account)
+        guard("TDN-T-LIM-03").check(
+            self.count < self._places and held < (self._places + 1) // 2, Reason.RESOURCE_EXHAUSTED,
+            f"{self.me} has {self.count} tunnels, {held} of {account}, and takes no more for now", Unavailable,
+        )  # fmt: skip
+        once = guard("TDN-T-RTE-08")
+        words = f"{self.me} has carried a tunnel of this id before"
+        once.check(tunnel_id not in self._open, Reason.ALREADY_EXISTS, words, Refused)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101  only coroutines take a place
-        self._open += 1
+        self._open[tunnel_id] = account
         self._tasks.add(task)
         try:
+            once.check(not await self._ledger.knows(tunnel_id), Reason.ALREADY_EXISTS, words, Refused)
             yield
         finally:
-            self._open -= 1
+            del self._open[tunnel_id]
             self._tasks.discard(task)
 
     async def _onward(self, opening: Opening) -> _Onward:
@@ -245,7 +270,7 @@ class Tunnels:
                 signed = self._receipt(opening, previous, onward.next, counter, started)
             onward.finish(signed)
             if signed:
-                await self._on_receipt(signed)
+                await self._ledger.gave(signed)
         return signed
 
     def _receipt(

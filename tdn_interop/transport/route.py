@@ -87,8 +87,11 @@ def admit(opening: Opening, previous: str, me: str, parent: str) -> None:
 
 
 def _from_there(opening: Opening, previous: str, me: str, parent: str) -> bool:
-    """True when the source is where `previous` is: the parent speaks for everybody but us and those below us,
-    a node below for itself and, as a relay, for those below it."""
+    """True when the source is where `previous` is.
+
+    The parent speaks for everybody but us and those below us, a node below for itself and, as a relay, for those
+    below it.
+    """
     source = opening.source
     if previous == parent:
         return source != me and not ids.is_below(source, me)

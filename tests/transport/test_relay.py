@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -9,9 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tdn_interop import identity
 from tdn_interop.errors import Reason, Refused, TdnError
 from tdn_interop.identity import Identity
-from tdn_interop.transport import records_wire, relay
+from tdn_interop.transport import descriptors, records_wire
 from tdn_interop.transport.records_wire import Join, Opening
-from tdn_interop.transport.relay import MAX_TUNNELS, MAX_WAITING, Tunnels
+from tdn_interop.transport.relay import MAX_WAITING, Tunnels
 from tdn_interop.transport.tunnel import Counter, splice
 from tests.interop.forge import until
 
@@ -63,15 +65,24 @@ class Parent:
         return None if join.refusal else self.leg
 
 
+class Ledger:
+    """Receipts in memory."""
+
+    def __init__(self):
+        self.receipts = []
+
+    async def knows(self, tunnel_id):
+        return any(records_wire.decode_receipt(r.statement).tunnel_id == tunnel_id for r in self.receipts)
+
+    async def gave(self, receipt):
+        self.receipts.append(receipt)
+
+
 @pytest.fixture
 async def hub():
-    receipts = []
-
-    async def keep(signed):
-        receipts.append(signed)
-
-    made = Tunnels(KEY, TOP, Parent(), None, keep)
-    made.kept = receipts
+    ledger = Ledger()
+    made = Tunnels(KEY, TOP, Parent(), None, ledger)
+    made.kept = ledger.receipts
     yield made
     await made.close()
 
@@ -186,27 +197,59 @@ async def test_a_defect_of_a_leg_is_not_hidden():
 # -- limits
 
 
+FULL = (Reason.RESOURCE_EXHAUSTED, "TDN-T-LIM-03")
+
+
 async def test_a_full_relay_refuses_and_recovers(hub):
-    running = [start(hub, opening(n)) for n in range(MAX_TUNNELS)]
-    await until(lambda: len(hub._up.opened) == MAX_TUNNELS)
-    late = await asyncio.gather(*(start(hub, opening(9999 + n)) for n in range(76)), return_exceptions=True)
-    assert {(e.reason, e.requirement) for e in late} == {(Reason.RESOURCE_EXHAUSTED, "TDN-T-LIM-03")}
-    assert len(hub._up.opened) == MAX_TUNNELS
+    hub._places = 40
+    running = [start(hub, opening(n), previous=CHILD) for n in range(20)]
+    running += [start(hub, opening(20 + n, source=SIBLING), previous=SIBLING) for n in range(20)]
+    await until(lambda: len(hub._up.opened) == 40)
+    late = await asyncio.gather(
+        *(start(hub, opening(9999 + n, source="c.h.cn"), previous="c.h.cn") for n in range(76)),
+        return_exceptions=True,
+    )
+    assert {(e.reason, e.requirement) for e in late} == {FULL}
+    assert len(hub._up.opened) == 40
     running[0].cancel()
     await asyncio.wait(running[:1])
     one_more = start(hub, opening(5000))
-    await until(lambda: len(hub._up.opened) == MAX_TUNNELS + 1)
+    await until(lambda: len(hub._up.opened) == 41)
     for task in (*running, one_more):
         task.cancel()
     await asyncio.wait([*running, one_more])
     assert hub.count == 0
 
 
+async def test_nobody_holds_more_than_half_of_the_places(hub):
+    """Below, whose certificate the link has shown; from above, the source."""
+    hub._places = 8
+    for number in range(4):
+        start(hub, opening(number, source=f"x{number}.{CHILD}", visited=(CHILD,)))
+    await until(lambda: hub.count == 4)
+    error = await refusal(start(hub, opening(5)))
+    assert (error.reason, error.requirement) == FULL
+    with hub.attach(SIBLING) as told:
+        for number in range(10, 14):
+            hub.spawn(hub.from_above(opening(number, SIBLING, FAR, ("g.cn", TOP))))
+        await until(lambda: told.qsize() == 4)
+        await hub.from_above(opening(14, SIBLING, FAR, ("g.cn", TOP)))
+        assert hub._up.joined == [Join((14).to_bytes(16), (), "RESOURCE_EXHAUSTED")]
+        assert hub.count == 8
+
+
+def test_places_follow_the_limit_of_open_files(monkeypatch):
+    for soft, places in ((1024, 128), (1 << 20, 1024), (4, 1), (-1, 1024)):
+        monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _, soft=soft: (soft, -1))
+        assert Tunnels(KEY, TOP, None, None, None)._places == places
+
+
 async def test_tunnels_that_are_still_opening_count(hub):
     """A caller cannot pile up openings for a node that never joins."""
+    hub._places = 10
     with hub.attach(SIBLING) as told:
         running = []
-        for number in range(MAX_TUNNELS):
+        for number in range(5):
             running.append(start(hub, opening(number, SIBLING)))
             await until(lambda: not told.empty())
             told.get_nowait()
@@ -215,6 +258,22 @@ async def test_tunnels_that_are_still_opening_count(hub):
     await hub.close()
     assert hub._waiting == {}
     assert all(task.cancelled() for task in running)
+
+
+async def test_a_tunnel_id_serves_once(hub):
+    """A second tunnel of the same id would take the place of the first one in the evidence."""
+    caller = Pipe(100)
+    running = start(hub, opening(1), caller)
+    await until(lambda: hub._up.opened)
+    again = (Reason.ALREADY_EXISTS, "TDN-T-RTE-08")
+    error = await refusal(start(hub, opening(1, source=SIBLING), previous=SIBLING))
+    assert (error.reason, error.requirement) == again
+    caller.incoming.put_nowait(b"")
+    await running
+    error = await refusal(start(hub, opening(1)))
+    assert (error.reason, error.requirement) == again
+    assert len(hub.kept) == 1
+    assert hub.count == 0
 
 
 async def test_a_node_that_reads_none_of_its_openings(hub):
@@ -229,10 +288,32 @@ async def test_a_node_that_reads_none_of_its_openings(hub):
     assert all(task.done() for task in running)
 
 
-async def test_a_full_node_refuses_tunnels_from_above(hub, monkeypatch):
-    monkeypatch.setattr(relay, "MAX_TUNNELS", 0)
+async def test_a_full_node_refuses_tunnels_from_above(hub):
+    hub._places = 0
     await hub.from_above(opening(1, SIBLING, FAR, ("g.cn", TOP)))
     assert hub._up.joined == [Join((1).to_bytes(16), (), "RESOURCE_EXHAUSTED")]
+
+
+async def no_descriptors(work, monkeypatch):
+    """Run `work` where no socket can be made."""
+
+    def fail():
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tdn_interop.transport.front.socket.socketpair", fail)
+        return await work
+
+
+async def test_a_node_without_descriptors_says_so_at_once(hub, monkeypatch):
+    """Above nobody has to wait for the deadline."""
+    await no_descriptors(hub.from_above(opening(1, HUB, FAR, ("g.cn", TOP))), monkeypatch)
+    assert hub._up.joined == [Join((1).to_bytes(16), (), "RESOURCE_EXHAUSTED")]
+    error = await no_descriptors(refusal(hub.relay(opening(2, HUB), CHILD, Pipe(), ready)), monkeypatch)
+    assert (error.reason, error.requirement) == FULL
+    error = await no_descriptors(refusal(hub.dial(FAR, 5)), monkeypatch)
+    assert (error.reason, error.requirement) == FULL
+    assert (hub._up.opened, hub.count) == ([], 0)
 
 
 # -- refusals
@@ -248,7 +329,7 @@ async def test_unknown_away_and_foreign_destinations_look_the_same(hub):
         seen[f"ghost.{SIBLING}"] = await refusal(running)
     for destination in (SIBLING, "ghost.h.cn"):
         seen[destination] = await refusal(start(hub, opening(2, destination)))
-    top = Tunnels(Identity(TOP, Ed25519PrivateKey.generate()), "", None, None, None)
+    top = Tunnels(Identity(TOP, Ed25519PrivateKey.generate()), "", None, None, Ledger())
     seen["x.us"] = await refusal(top.relay(opening(3, "x.us", HUB), HUB, Pipe(), ready))
     shapes = {
         (type(e), e.reason, e.requirement, e.message.replace(name, "NAME"), tuple(e.metadata))
@@ -298,7 +379,7 @@ async def test_a_second_opening_of_a_tunnel_that_waits(hub):
     with hub.attach(SIBLING) as told:
         first = start(hub, opening(1, SIBLING))
         await until(lambda: not told.empty())
-        assert (await refusal(start(hub, opening(1, SIBLING)))).reason is Reason.NO_ROUTE
+        assert (await refusal(start(hub, opening(1, SIBLING)))).reason is Reason.ALREADY_EXISTS
         first.cancel()
 
 

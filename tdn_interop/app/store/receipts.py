@@ -18,9 +18,12 @@ class ReceiptRow:
     signed: bytes
 
 
-def put(connection: sa.Connection, receipt: ReceiptRow) -> None:
-    """Keep a receipt."""
-    rows.put(connection, tables.receipts, receipt)
+def add(connection: sa.Connection, receipt: ReceiptRow) -> bool:
+    """Keep a receipt; False when that relay has one for the tunnel already, and then nothing changes."""
+    if any(known.relay == receipt.relay for known in of_tunnel(connection, receipt.tunnel_id)):
+        return False
+    rows.insert(connection, tables.receipts, receipt)
+    return True
 
 
 def of_tunnel(connection: sa.Connection, tunnel_id: bytes) -> list[ReceiptRow]:
