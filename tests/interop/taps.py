@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import sys
@@ -22,14 +23,14 @@ class Proxies:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._begun: dict[str, tuple[str, asyncio.Task[asyncio.Server]]] = {}
-        self._connections = 0
+        self._carrying: list[asyncio.Task[None]] = []
 
     def __call__(self, address: str) -> str:
         """The address of the proxy in front of `address`; it listens at once."""
         if address not in self._begun:
             listener = socket.create_server(("127.0.0.1", 0))
             front = f"127.0.0.1:{listener.getsockname()[1]}"
-            serving = asyncio.start_server(lambda *near: self._carry(address, *near), sock=listener)
+            serving = asyncio.start_server(lambda *near: self._accept(address, *near), sock=listener)
             self._begun[address] = front, asyncio.ensure_future(serving)
         return self._begun[address][0]
 
@@ -39,31 +40,39 @@ class Proxies:
         return {address: front for address, (front, _) in self._begun.items()}
 
     async def close(self) -> None:
-        """Accept no more; connections end with the nodes."""
+        """Accept no more and cut what is still open."""
         for _, begun in self._begun.values():
             server = await begun
             server.close()
             await server.wait_closed()
+        for task in self._carrying:
+            task.cancel()
+        await asyncio.gather(*self._carrying, return_exceptions=True)
 
-    async def _carry(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections += 1
-        name = f"{address}-{self._connections}"
-        far_reader, far_writer = await asyncio.open_connection(*address.split(":"))
-        await asyncio.gather(
-            self._copy(reader, far_writer, f"{name}-in"), self._copy(far_reader, writer, f"{name}-out")
-        )
+    def _accept(self, address: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = f"{address}-{len(self._carrying)}"
+        self._carrying.append(asyncio.ensure_future(self._carry(address, name, reader, writer)))
+
+    async def _carry(
+        self, address: str, name: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        with (
+            contextlib.closing(writer),
+            contextlib.suppress(ConnectionError),
+        ):  # a node may be cut off or down
+            far_reader, far_writer = await asyncio.open_connection(*address.split(":"))
+            with contextlib.closing(far_writer):
+                async with asyncio.TaskGroup() as both:
+                    both.create_task(self._copy(reader, far_writer, f"{name}-in"))
+                    both.create_task(self._copy(far_reader, writer, f"{name}-out"))
 
     async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> None:
-        with (self._folder / name).open("ab", buffering=0) as file:
-            try:
-                while data := await reader.read(READ_BYTES):
-                    file.write(data)
-                    writer.write(data)
-                    await writer.drain()
-            except ConnectionError as error:  # a node that was cut off is not the tap's business
-                (self._folder / "broken").open("a").write(f"{name}: {error}\n")
-            finally:
-                writer.close()
+        with (self._folder / name).open("ab", buffering=0) as file, contextlib.suppress(ConnectionError):
+            while data := await reader.read(READ_BYTES):
+                file.write(data)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 def command(folder: Path, settings: dict[str, str]) -> Callable[[str, Path], list[str]]:
