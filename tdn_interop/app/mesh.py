@@ -8,7 +8,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from ssl import SSLContext
 from typing import Any
 
 import structlog
@@ -38,6 +37,7 @@ from tdn_interop.transport import pki, records_wire, tls
 from tdn_interop.transport.channel import ChannelEvent, FrameStream
 from tdn_interop.transport.channel_service import ChannelServicer, ClientFrames, Peers, ServerFrames
 from tdn_interop.transport.channels import Channels
+from tdn_interop.transport.dial import Dialler
 from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorser, EnrolmentServicer
 from tdn_interop.transport.frame import Limits
 from tdn_interop.transport.interceptors import ServerCalls, standard_layers
@@ -46,6 +46,7 @@ from tdn_interop.transport.records_wire import NodeRecord, Route, Token
 from tdn_interop.transport.relay import HOP_LIMIT, Tunnels
 from tdn_interop.transport.relay_service import RelayServicer
 from tdn_interop.transport.routing_service import Routing, RoutingServicer
+from tdn_interop.transport.rpc_metrics import client_interceptors
 from tdn_interop.transport.server import Server
 from tdn_interop.transport.trust import Trust, now_ms
 
@@ -84,11 +85,10 @@ class Mesh:
         self._folder = configuration.runtime_dir(config.dir)
         place = standing.membership
         self.trust = Trust(place.top, place.top_identity_key, self._pin)
-        self.link = (
-            Link(self.me, place.parent, place.parent_link, self._client_context, self._folder)
-            if place.parent
-            else None
+        dialler = Dialler(
+            lambda: tls.client_context(standing.files), self._folder, client_interceptors(metrics.rpc_client)
         )
+        self.link = Link(self.me, place.parent, place.parent_link, dialler) if place.parent else None
         self.server = Server(
             lambda: tls.server_context(standing.files),
             self._folder,
@@ -98,13 +98,7 @@ class Mesh:
         )
         self.receipts = Receipts(store, log, place.parent, self._parent_key, self.refused)
         self.tunnels = Tunnels(standing.key, place.parent, self.link, self.server.front, self.receipts)
-        self.peers = Peers(
-            self.tunnels,
-            config.direct,
-            self._client_context,
-            self._folder,
-            config.timeouts.dial_s,
-        )
+        self.peers = Peers(self.tunnels, config.direct, dialler, config.timeouts.dial_s)
         self.channels = Channels(
             self.me, self._credentials, self._verify, self.peers.connect,
             _limits(config),
@@ -239,9 +233,6 @@ class Mesh:
     def _credentials(self) -> Credentials:
         """Read again each time: a node that enrols anew needs no restart."""
         return Standing.load(self.config).credentials()
-
-    def _client_context(self) -> SSLContext:
-        return tls.client_context(self.standing.files)
 
     def _calls(self, which: str) -> ServerCalls:
         def node_of(peer: str) -> str:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from pathlib import Path
-from ssl import SSLContext
 from typing import Any
 
 import grpc
@@ -18,7 +15,7 @@ from tdn_interop.errors import Reason, guard
 from tdn_interop.transport import status, wire
 from tdn_interop.transport.channel import ConnectionLost
 from tdn_interop.transport.channels import Channels
-from tdn_interop.transport.dial import Dialled
+from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.frame import Frame
 from tdn_interop.transport.front import Front, connect_tcp
 from tdn_interop.transport.pki import PeerCertificate
@@ -136,14 +133,12 @@ class Peers:
         self,
         tunnels: Tunnels,
         direct: dict[str, str],
-        context: Callable[[], SSLContext],
-        folder: Path,
+        dialler: Dialler,
         timeout_s: float,
     ) -> None:
         self._tunnels = tunnels
         self._direct = direct
-        self._context = context
-        self._folder = folder
+        self._dialler = dialler
         self._timeout_s = timeout_s
         self.paths: dict[str, tuple[str, ...]] = {}
 
@@ -160,5 +155,5 @@ class Peers:
             return stream
 
         opener = over_tcp if node in self._direct else over_relays
-        dialled = await Dialled(node, opener, self._context, self._folder).start()
+        dialled = await Dialled(node, opener, self._dialler).start()
         return ClientFrames(dialled)

@@ -12,6 +12,7 @@ import itertools
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -39,18 +40,25 @@ _numbers = itertools.count(1)
 _log = structlog.get_logger("tdn.dial")
 
 
+@dataclass(frozen=True, slots=True)
+class Dialler:
+    """What the dialled connections of a node have in common: its certificate, the private folder, who counts calls."""
+
+    context: Callable[[], ssl.SSLContext]
+    folder: Path
+    interceptors: tuple[grpc.aio.ClientInterceptor, ...] = ()
+
+
 class Dialled:
     """A gRPC channel to `node`; `peer` is the certificate of the newest connection, `error` why the last one failed."""
 
-    def __init__(
-        self, node: str, open_stream: Open, context: Callable[[], ssl.SSLContext], folder: Path
-    ) -> None:
+    def __init__(self, node: str, open_stream: Open, dialler: Dialler) -> None:
         self.node = node
         self.peer: PeerCertificate | None = None
         self.error: TdnError | None = None
         self._open = open_stream
-        self._context = context
-        self._path = folder / f"out{next(_numbers)}"
+        self._dialler = dialler
+        self._path = dialler.folder / f"out{next(_numbers)}"
         self._server: asyncio.Server | None = None
         self._pipes: set[Pipe] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,7 +75,9 @@ class Dialled:
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Local(self), str(self._path))
         options = [*OPTIONS, ("grpc.default_authority", self.node)]
-        self.channel = grpc.aio.insecure_channel(f"unix:{self._path}", options=options)
+        self.channel = grpc.aio.insecure_channel(
+            f"unix:{self._path}", options=options, interceptors=self._dialler.interceptors
+        )
         return self
 
     async def close(self) -> None:
@@ -119,7 +129,7 @@ class Dialled:
         remote = Pipe(self.broken, self.node)
         stream: socket.socket | None = None
         try:
-            context = self._context()
+            context = self._dialler.context()
             stream = await self._open()
             async with asyncio.timeout(HANDSHAKE_S):
                 transport, _ = await loop.create_connection(

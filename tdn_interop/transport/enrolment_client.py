@@ -18,7 +18,7 @@ from tdn_interop._pb.tdn.transport.v1 import enrolment_service_pb2, enrolment_se
 from tdn_interop.errors import PeerProtocolError, Reason, Refused, guard
 from tdn_interop.identity import Identity
 from tdn_interop.transport import pki, records_wire, status, tls
-from tdn_interop.transport.dial import Dialled
+from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp
 from tdn_interop.transport.records_wire import Application, Token
 from tdn_interop.transport.trust import Membership
@@ -126,7 +126,9 @@ class _Issuer:
 
     def __init__(self, token: Token, context: Callable[[], ssl.SSLContext], folder: Path) -> None:
         host, port = config.split_address(token.endpoint)
-        self._dialled = Dialled(token.issuer, lambda: connect_tcp(host, port, CALL_S), context, folder)
+        self._dialled = Dialled(
+            token.issuer, lambda: connect_tcp(host, port, CALL_S), Dialler(context, folder)
+        )
 
     async def __aenter__(self) -> Self:
         await self._dialled.start()

@@ -11,8 +11,6 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
-from ssl import SSLContext
 from typing import TypeVar
 
 import grpc
@@ -31,7 +29,7 @@ from tdn_interop._pb.tdn.transport.v1 import (
 from tdn_interop.errors import Reason, TdnError, Unavailable, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport import records_wire, relay_service, status
-from tdn_interop.transport.dial import Dialled
+from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp
 from tdn_interop.transport.records_wire import Join, Opening
 from tdn_interop.transport.tunnel import ClientLeg, Leg
@@ -62,9 +60,7 @@ OnReceipt = Callable[[Signed, Carried], Awaitable[None]]
 class Link:
     """The link to `parent` at `address`. Implements `relay.Upwards`."""
 
-    def __init__(
-        self, me: str, parent: str, address: str, context: Callable[[], SSLContext], folder: Path
-    ) -> None:
+    def __init__(self, me: str, parent: str, address: str, dialler: Dialler) -> None:
         self.me = me
         self.parent = parent
         self.linked = asyncio.Event()
@@ -73,7 +69,7 @@ class Link:
         self.on_state: Callable[[bool, TdnError | None], None] = _quiet
         host, port = config.split_address(address)
 
-        self._dialled = Dialled(parent, lambda: connect_tcp(host, port, CALL_S), context, folder)
+        self._dialled = Dialled(parent, lambda: connect_tcp(host, port, CALL_S), dialler)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:

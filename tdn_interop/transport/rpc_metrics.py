@@ -1,14 +1,13 @@
 """Metrics of calls, with the names and labels of go-grpc-prometheus, so that its dashboards and alerts fit.
 
-The same class serves both sides. Messages are counted by servers only: on the client side grpc.aio hands
-a streaming call straight to the caller.
+The same class serves both sides. Streams and messages are counted by servers only: on the client side grpc.aio
+hands a streaming call straight to the caller.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -77,25 +76,24 @@ class Timer:
         self.metrics.seconds.labels(*self.labels).observe(time.monotonic() - self.begin)
 
 
-def client_interceptors(metrics: RpcMetrics) -> list[grpc.aio.ClientInterceptor]:
-    """The interceptors of a channel: one for each kind, because grpc.aio sorts them by their class."""
-    observer = _Observer(metrics)
-    return [_UnaryUnary(observer), _UnaryStream(observer), _StreamUnary(observer), _StreamStream(observer)]
+def client_interceptors(metrics: RpcMetrics) -> tuple[grpc.aio.ClientInterceptor, ...]:
+    """What counts the calls of a channel. Streams pass by: intercepted, grpc.aio gives them another read and write."""
+    return (_UnaryUnary(metrics),)
 
 
-class _Observer:
+class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
     """Waits for the end of each call without touching its messages."""
 
     def __init__(self, metrics: RpcMetrics) -> None:
         self._metrics = metrics
         self._ends: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references
 
-    async def __call__(
-        self, streams: Streams, continuation: Callable[[Any, Any], Awaitable[Any]], details: Any, request: Any
-    ) -> Any:
-        path = details.method.decode() if isinstance(details.method, bytes) else details.method
-        timer = self._metrics.started(path, streams)
-        call = await continuation(details, request)
+    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
+        method = client_call_details.method
+        timer = self._metrics.started(
+            method.decode() if isinstance(method, bytes) else method, (False, False)
+        )
+        call = await continuation(client_call_details, request)
         task = asyncio.get_running_loop().create_task(self._end(call, timer))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
@@ -104,32 +102,3 @@ class _Observer:
     @staticmethod
     async def _end(call: Any, timer: Timer) -> None:
         timer.handled(await call.code())
-
-
-class _Observed:
-    def __init__(self, observer: _Observer) -> None:
-        self._observe = observer
-
-
-class _UnaryUnary(_Observed, grpc.aio.UnaryUnaryClientInterceptor):
-    async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await self._observe((False, False), continuation, client_call_details, request)
-
-
-class _UnaryStream(_Observed, grpc.aio.UnaryStreamClientInterceptor):
-    async def intercept_unary_stream(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
-        return await self._observe((False, True), continuation, client_call_details, request)
-
-
-class _StreamUnary(_Observed, grpc.aio.StreamUnaryClientInterceptor):
-    async def intercept_stream_unary(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Any:
-        return await self._observe((True, False), continuation, client_call_details, request_iterator)
-
-
-class _StreamStream(_Observed, grpc.aio.StreamStreamClientInterceptor):
-    async def intercept_stream_stream(
-        self, continuation: Any, client_call_details: Any, request_iterator: Any
-    ) -> Any:
-        return await self._observe((True, True), continuation, client_call_details, request_iterator)

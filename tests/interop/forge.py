@@ -19,7 +19,7 @@ from tdn_interop.identity import Credentials, Identity
 from tdn_interop.transport import pki, records_wire, tls, trust
 from tdn_interop.transport.channel_service import ChannelServicer, ClientFrames
 from tdn_interop.transport.channels import Channels
-from tdn_interop.transport.dial import Dialled
+from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp, socket_pair
 from tdn_interop.transport.relay import _Onward
 from tdn_interop.transport.server import Server
@@ -119,7 +119,9 @@ class Impostor:
 
         async def connect(_peer: str) -> ClientFrames:
             dialled = Dialled(
-                victim, lambda: connect_tcp(host, port, 5), lambda: tls.client_context(self.files), folder
+                victim,
+                lambda: connect_tcp(host, port, 5),
+                Dialler(lambda: tls.client_context(self.files), folder),
             )
             return ClientFrames(await dialled.start())
 

@@ -18,7 +18,7 @@ from tdn_interop.app.store import tables
 from tdn_interop.config import runtime_dir, split_address
 from tdn_interop.errors import Reason, Refused, TdnError
 from tdn_interop.transport import records_wire, relay, relay_service, status, tls
-from tdn_interop.transport.dial import Dialled
+from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp
 from tdn_interop.transport.records_wire import Join, Opening
 from tests.interop.forge import raw_context, refusals, until
@@ -46,7 +46,7 @@ class Guest:
         host, port = split_address(mesh.nodes[relay_node].config.listen)
         files = mesh.nodes[node].mesh.standing.files
         self.dialled = Dialled(
-            relay_node, lambda: connect_tcp(host, port, 5), lambda: tls.client_context(files), folder
+            relay_node, lambda: connect_tcp(host, port, 5), Dialler(lambda: tls.client_context(files), folder)
         )
 
     async def __aenter__(self):
@@ -168,6 +168,17 @@ async def test_routes_that_a_hub_refuses(mesh, guest):
     assert route.hops == (HUB_1, TOP, HUB_2)
     assert record.node_id == REGISTRY
     assert record.identity_key == mesh.nodes[REGISTRY].mesh.standing.key.public_key
+
+
+async def test_calls_to_the_parent_are_counted(mesh):
+    node = mesh.nodes[AIRLINE].mesh
+    await node.resolve(REGISTRY)
+    labels = {
+        "grpc_type": "unary", "grpc_service": "tdn.transport.v1.RoutingService", "grpc_method": "Resolve",
+        "grpc_code": "OK",
+    }  # fmt: skip
+    registry = node._metrics.registry
+    await until(lambda: registry.get_sample_value("grpc_client_handled_total", labels) == 1)
 
 
 async def test_joins_that_a_hub_refuses(mesh, guest):

@@ -357,8 +357,8 @@ async def test_a_caller_whom_nobody_verified_is_named_so(lines):
     assert (await lines.audit())["peer"] == "unverified (UNAUTHENTICATED)"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_the_client_counts_its_calls(lab, kind, client_ends):
+async def test_the_client_counts_its_calls(lab, client_ends):
+    kind = UNARY
     await lab.call(kind, b"x")
     with pytest.raises(grpc.aio.AioRpcError):
         await lab.call(kind, b"refuse")
@@ -368,6 +368,12 @@ async def test_the_client_counts_its_calls(lab, kind, client_ends):
     assert lab.sample("handled_total", kind, "client", grpc_code="OK") == 1
     assert lab.sample("handled_total", kind, "client", grpc_code="PermissionDenied") == 1
     assert lab.sample("handling_seconds_count", kind, "client") == 2
+
+
+async def test_the_client_leaves_streams_alone(lab):
+    assert await lab.call(BIDI, b"x") == [b"x"] * 2
+    assert lab.sample("started_total", BIDI, "client") is None
+    assert isinstance(lab.channel.stream_stream("/t.Echo/x")(), grpc.aio._call.StreamStreamCall)
 
 
 def test_codes_are_spelled_as_go_spells_them():

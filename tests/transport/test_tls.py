@@ -11,7 +11,7 @@ from cryptography import x509
 
 from tdn_interop.errors import TdnError
 from tdn_interop.transport import pki, tls
-from tdn_interop.transport.dial import Dialled
+from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp
 from tests.interop.forge import leaf, now, raw_context, until, write
 from tests.interop.fronts import CLIENT, HUB, OTHER_HUB, ROOT, VICTIM, dns, exchange, fronted, made
@@ -139,7 +139,7 @@ async def test_not_tls(victim, first, reason, requirement):
 async def dial(folder, port, client, node=VICTIM):
     """The error of a dial."""
     dialled = Dialled(
-        node, lambda: connect_tcp("127.0.0.1", port, 5), lambda: tls.client_context(client), folder
+        node, lambda: connect_tcp("127.0.0.1", port, 5), Dialler(lambda: tls.client_context(client), folder)
     )
     with pytest.raises(TdnError) as caught:
         await dialled.start()
@@ -189,7 +189,9 @@ async def test_who_is_refused_learns_why(victim, tmp_path, make, reason, words):
     (tmp_path / "root.pem").write_bytes(pki.pem(ROOT.certificate))
     files = tls.TlsFiles(files.chain, files.key, tmp_path / "root.pem")
     dialled = await Dialled(
-        VICTIM, lambda: connect_tcp("127.0.0.1", port, 5), lambda: tls.client_context(files), tmp_path
+        VICTIM,
+        lambda: connect_tcp("127.0.0.1", port, 5),
+        Dialler(lambda: tls.client_context(files), tmp_path),
     ).start()
     dialled.channel.get_state(try_to_connect=True)
     await until(lambda: dialled.error)
