@@ -54,6 +54,8 @@ _log = structlog.get_logger("tdn.mesh")
 PING, PONG = "ping", "pong"
 # Longest time for goodbyes when the node stops: peers that stop at the same moment do not answer.
 FAREWELL_S = 1.0
+# Whoever enrols shows no certificate yet: long enough for the answer of a top, no place to stay.
+ENROLMENT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +270,7 @@ class Mesh:
             "enrol",
             self.refused,
             [self._calls("enrol")],
+            life_s=ENROLMENT_S,
         )
         endorse = self.link.endorse if self.link else Endorser(self.standing.key, self.register).endorse
         authority = pki.load_authority(config.file("ca.pem"), config.file("ca.key"))

@@ -18,12 +18,18 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from tdn_interop.errors import Reason, Refused, TdnError, Unavailable, guard
-from tdn_interop.transport import tls
+from tdn_interop.transport import descriptors, tls
 from tdn_interop.transport.pki import PeerCertificate
 
 HANDSHAKE_S = 10.0
 # Handshakes that may run at once on a listener; beyond, the oldest one of the busiest source gives way.
 HALF_OPEN = 256
+# Connections after the handshake: of one node (of one address where nobody shows a certificate), and of all as far as
+# descriptors allow. Beyond, the oldest one of the busiest source gives way: a node that comes back finds room.
+PER_SOURCE = 32
+CONNECTIONS = 4096
+# What a connection takes: itself, and both sides of the way to gRPC.
+DESCRIPTORS = 3
 # How long a listener rests when a connection cannot be accepted, for instance for want of descriptors.
 ACCEPT_REST_S = 0.2
 # Bytes kept for a slow reader before the fast side is paused.
@@ -82,9 +88,15 @@ class Pipe(asyncio.Protocol):
 
 
 class Front:
-    """The listening side. `backend` is the unix socket of the gRPC server; `folder` is private (0700)."""
+    """The listening side. `backend` is the unix socket of the gRPC server; `folder` is private (0700).
 
-    def __init__(self, context: ContextFactory, backend: Path, folder: Path, on_refusal: Refusal) -> None:
+    `life_s` is how long a connection may last, None for ever.
+    """
+
+    def __init__(
+        self, context: ContextFactory, backend: Path, folder: Path, on_refusal: Refusal,
+        life_s: float | None = None,
+    ) -> None:  # fmt: skip
         self._context = context
         self._backend = backend
         self._folder = folder
@@ -95,6 +107,10 @@ class Front:
         # Handshake -> address it comes from, oldest first.
         self._half_open: dict[asyncio.Task[None], str] = {}
         self._pipes: set[Pipe] = set()
+        self._life_s = life_s
+        self._places = min(CONNECTIONS, descriptors.room(0.25, DESCRIPTORS))
+        # Connection -> node or address it comes from, oldest first.
+        self._served: dict[_Inner, str] = {}
         self._raw: set[socket.socket] = set()  # accepted, and not yet a transport's
 
     def peer(self, grpc_peer: str) -> PeerCertificate:
@@ -140,6 +156,14 @@ class Front:
             if pipe.transport:
                 pipe.transport.abort()
 
+    def drop_expired(self, now_ms: int) -> None:
+        """End the connections whose certificate has expired; each one is a refusal."""
+        for inner in list(self._served):
+            peer = self._peers.get(inner.key)
+            if peer and peer.expires_at_ms <= now_ms:
+                inner.end()
+                self._on_refusal(expired(peer))
+
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with listener:
@@ -177,7 +201,7 @@ class Front:
             return
         finally:
             self._raw.discard(stream)
-        await self._connect(outer, peer)
+        await self._connect(outer, peer, peer.node if peer else origin.rpartition(":")[0])
 
     async def _handshake(self, stream: socket.socket, origin: str) -> tuple[Pipe, PeerCertificate | None]:
         stream.setblocking(False)
@@ -196,7 +220,7 @@ class Front:
             transport.abort()
             raise
 
-    async def _connect(self, outer: Pipe, peer: PeerCertificate | None) -> None:
+    async def _connect(self, outer: Pipe, peer: PeerCertificate | None, source: str) -> None:
         loop = asyncio.get_running_loop()
         # Other fronts of the node have their sockets in the same folder.
         name = self._folder / f"{self._backend.stem}-in{next(self._numbers)}"
@@ -208,7 +232,7 @@ class Front:
         try:
             inside.bind(str(name))
             await loop.sock_connect(inside, str(self._backend))
-            _, inner = await loop.create_unix_connection(lambda: _Inner(self, key), sock=inside)
+            _, inner = await loop.create_unix_connection(lambda: _Inner(self, key, outer), sock=inside)
         except (OSError, asyncio.CancelledError) as error:
             inside.close()
             self._forget(key)
@@ -221,8 +245,22 @@ class Front:
             # gRPC has read the name by now or never will; a name left behind would only litter.
             name.unlink(missing_ok=True)
         self._pipes.update((outer, inner))
-        inner.outer = outer
+        self._give_way(source)
+        self._served[inner] = source
+        if self._life_s:
+            inner.ends = loop.call_later(self._life_s, inner.end)
         outer.join(inner)
+
+    def _give_way(self, source: str) -> None:
+        """Make room for one more connection of `source`."""
+        counts = Counter(self._served.values())
+        if counts[source] < PER_SOURCE and len(self._served) < self._places:
+            return
+        busiest = source if counts[source] >= PER_SOURCE else counts.most_common(1)[0][0]
+        oldest = next(inner for inner, of in self._served.items() if of == busiest)
+        oldest.end()
+        words = f"{busiest} keeps {counts[busiest]} connections, its oldest one ends"
+        self._on_refusal(Refused(Reason.RESOURCE_EXHAUSTED, words, "TDN-T-LIM-03"))
 
     def _forget(self, key: str) -> None:
         self._peers.pop(key, None)
@@ -237,16 +275,33 @@ class Front:
 class _Inner(Pipe):
     """The side towards gRPC: when it ends, the certificate behind its name is forgotten."""
 
-    def __init__(self, front: Front, key: str) -> None:
+    def __init__(self, front: Front, key: str, outer: Pipe) -> None:
         super().__init__()
         self._front = front
-        self._key = key
-        self.outer: Pipe | None = None
+        self.key = key
+        self.ends: asyncio.TimerHandle | None = None
+        self._outer = outer
+
+    def end(self) -> None:
+        """End the connection now; it takes no place any more."""
+        self._front._served.pop(self, None)  # noqa: SLF001  two halves of one room
+        for pipe in (self._outer, self):
+            if pipe.transport:
+                pipe.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._front._forget(self._key)  # noqa: SLF001  two halves of one room
-        self._front._pipes.difference_update((self, self.outer))  # noqa: SLF001
+        if self.ends:
+            self.ends.cancel()
+        self._front._forget(self.key)  # noqa: SLF001
+        self._front._served.pop(self, None)  # noqa: SLF001
+        self._front._pipes.difference_update((self, self._outer))  # noqa: SLF001
+
+
+def expired(peer: PeerCertificate) -> Refused:
+    """The refusal of a connection or session that outlives the certificate it began with."""
+    words = f"the certificate of {peer.node} has expired"
+    return Refused(Reason.CERTIFICATE_EXPIRED, words, "TDN-T-IDN-01")
 
 
 def socket_pair() -> tuple[socket.socket, socket.socket]:

@@ -20,11 +20,11 @@ class Server:
 
     def __init__(
         self, context: ContextFactory, folder: Path, name: str, on_refusal: Refusal,
-        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (), *, life_s: float | None = None,
     ) -> None:  # fmt: skip
         self._socket = folder / f"{name}.sock"
         self.grpc = grpc.aio.server(options=OPTIONS, interceptors=list(interceptors))
-        self.front = Front(context, self._socket, folder, on_refusal)
+        self.front = Front(context, self._socket, folder, on_refusal, life_s)
 
     async def start(self, address: str | None) -> int | None:
         """Serve; the TCP port when there is an address. Errors: CONFIG_INVALID when it cannot be bound."""

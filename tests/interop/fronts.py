@@ -53,7 +53,7 @@ class Behind:
 
 
 @contextlib.asynccontextmanager
-async def fronted(folder, files=None, *, mutual=True):
+async def fronted(folder, files=None, *, mutual=True, life_s=None):
     """(front, port, what is behind)."""
     folder.mkdir(exist_ok=True)
     files = files or made(folder / "victim", dns(VICTIM))
@@ -61,7 +61,11 @@ async def fronted(folder, files=None, *, mutual=True):
     loop = asyncio.get_running_loop()
     server = await loop.create_unix_server(lambda: Echo(behind), folder / "b.sock")
     front = Front(
-        lambda: tls.server_context(files, mutual=mutual), folder / "b.sock", folder, behind.refused.append
+        lambda: tls.server_context(files, mutual=mutual),
+        folder / "b.sock",
+        folder,
+        behind.refused.append,
+        life_s,
     )
     try:
         yield front, await front.listen("127.0.0.1", 0), behind

@@ -1,6 +1,7 @@
 """The front under abuse: floods, oversized hellos, resets at every phase; nothing is left behind."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -70,6 +71,78 @@ async def test_finished_handshakes_take_no_place(victim, guest, monkeypatch):
     assert front._half_open == {}
     for _, writer in open_ones:
         writer.transport.abort()
+
+
+async def opened(port, context, count, source="127.0.0.1"):
+    """Connections that have ended their handshake and stay."""
+    return [
+        await asyncio.open_connection("127.0.0.1", port, ssl=context, local_addr=(source, 0))
+        for _ in range(count)
+    ]
+
+
+async def alive(stream):
+    reader, writer = stream
+    try:
+        writer.write(b"hello")
+        return await reader.readexactly(5) == b"hello"
+    except (OSError, asyncio.IncompleteReadError):
+        return False
+
+
+def hang_up(streams):
+    for _, writer in streams:
+        writer.transport.abort()
+
+
+async def test_idle_connections_of_one_node_make_way_for_its_own(victim, guest, tmp_path, monkeypatch):
+    front, port, behind = victim
+    monkeypatch.setattr(front_module, "PER_SOURCE", 4)
+    other = raw_context(made(tmp_path / "other", dns("other.shandong.cn")))
+    found = await opened(port, other, 1) + await opened(port, guest, 4)
+    assert behind.refused == []
+    found += await opened(port, guest, 2)
+    await until(lambda: len(behind.refused) == 2 and len(front._served) == 5)
+    assert [await alive(one) for one in found] == [True, False, False, True, True, True, True]
+    assert set(behind.said()) == {("RESOURCE_EXHAUSTED", "TDN-T-LIM-03")}
+    assert behind.refused[0].message == f"{CLIENT} keeps 4 connections, its oldest one ends"
+    hang_up(found)
+    await until(lambda: not front._served and not front._pipes)
+
+
+async def test_all_places_taken_the_busiest_source_makes_way(tmp_path, monkeypatch):
+    async with fronted(tmp_path / "f", mutual=False) as (front, port, behind):
+        front._places = 4
+        [first] = await opened(port, raw_context(), 1, "127.0.0.2")
+        flood = await opened(port, raw_context(), 6)
+        await until(lambda: len(behind.refused) == 3 and len(front._served) == 4)
+        assert await alive(first)
+        assert all(error.message.startswith("127.0.0.1 keeps") for error in behind.refused)
+        hang_up([first, *flood])
+
+
+async def test_a_connection_of_the_enrolment_front_has_an_end(tmp_path):
+    async with fronted(tmp_path / "f", mutual=False, life_s=0.05) as (front, port, _):
+        [(reader, writer)] = await opened(port, raw_context(), 1)
+        async with asyncio.timeout(5):
+            with contextlib.suppress(OSError):
+                assert await reader.read() == b""
+        await until(lambda: not front._served and not front._pipes)
+        writer.transport.abort()
+
+
+async def test_a_connection_does_not_outlive_its_certificate(victim, guest):
+    front, port, behind = victim
+    [stream] = await opened(port, guest, 1)
+    await until(lambda: front._served)
+    [peer] = front._peers.values()
+    front.drop_expired(peer.expires_at_ms - 1)
+    assert await alive(stream)
+    front.drop_expired(peer.expires_at_ms)
+    assert behind.said() == [("CERTIFICATE_EXPIRED", "TDN-T-IDN-01")]
+    assert not await alive(stream)
+    await until(lambda: not front._peers and not front._pipes)
+    hang_up([stream])
 
 
 async def test_a_hello_without_end_is_cut_off(victim, guest):
