@@ -31,7 +31,7 @@ from tdn_interop.app.store import members
 from tdn_interop.app.store.engine import Store
 from tdn_interop.app.telemetry import Metrics
 from tdn_interop.config import NodeConfig
-from tdn_interop.errors import Reason, Refused, TdnError, guard
+from tdn_interop.errors import Reason, Refused, TdnError, Unavailable, guard
 from tdn_interop.identity import ROUTE, Credentials, Signed, fingerprint, verify
 from tdn_interop.transport import pki, records_wire, tls
 from tdn_interop.transport.channel import ChannelEvent, FrameStream
@@ -40,8 +40,10 @@ from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.dial import Dialler
 from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorser, EnrolmentServicer
 from tdn_interop.transport.frame import Limits
+from tdn_interop.transport.front import expired
 from tdn_interop.transport.interceptors import ServerCalls, standard_layers
 from tdn_interop.transport.link import Link
+from tdn_interop.transport.pki import PeerCertificate
 from tdn_interop.transport.records_wire import NodeRecord, Route, Token
 from tdn_interop.transport.relay import HOP_LIMIT, Tunnels
 from tdn_interop.transport.relay_service import RelayServicer
@@ -54,6 +56,8 @@ _log = structlog.get_logger("tdn.mesh")
 PING, PONG = "ping", "pong"
 # Longest time for goodbyes when the node stops: peers that stop at the same moment do not answer.
 FAREWELL_S = 1.0
+# How often certificates of living connections are looked at.
+SWEEP_S = 10.0
 # Whoever enrols shows no certificate yet: long enough for the answer of a top, no place to stay.
 ENROLMENT_S = 30.0
 
@@ -82,6 +86,8 @@ class Mesh:
         self.admits: Callable[[str, str], bool] = lambda _peer, _topic: False
         self._store, self._evidence, self._metrics = store, log, metrics
         self._pins: dict[str, bytes] = {}
+        self._certificates: dict[str, PeerCertificate] = {}
+        self._answering: set[str] = set()
         self._tasks: set[asyncio.Task[object]] = set()
         self._pinging: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._folder = configuration.runtime_dir(config.dir)
@@ -131,6 +137,7 @@ class Mesh:
             self.link.on_state = self._linked
             await self.link.start()
         self.spawn(self._answer_pings())
+        self.spawn(self._sweep())
 
     async def close(self) -> None:
         """Say goodbye to everybody and stop."""
@@ -298,6 +305,7 @@ class Mesh:
             if isinstance(stream, ClientFrames):  # on the other side the interceptor records it
                 self.refused(error)
             raise
+        self._certificates[stream.certificate.node] = stream.certificate
 
     def _pin(self, node: str, key: bytes) -> bytes:
         """Trust on first proof: the first key that the top vouched for stays."""
@@ -313,13 +321,36 @@ class Mesh:
     async def _answer_pings(self) -> None:
         while True:
             peer, nonce = await self.channels.receive(PING)
-            self.spawn(self._pong(peer, nonce))
+            if peer not in self._answering:
+                self._answering.add(peer)
+                self.spawn(self._pong(peer, nonce))
+            else:  # dropped, and counted without a line: the log is not for floods
+                words = f"{peer} pings faster than it takes the answers"
+                self._metrics.refused(Unavailable(Reason.RESOURCE_EXHAUSTED, words, "TDN-T-LIM-03"))
+            await asyncio.sleep(0)  # a turn for the others
 
     async def _pong(self, peer: str, nonce: bytes) -> None:
         try:
             await self.channels.send(peer, PONG, nonce[:64], self.config.timeouts.dial_s)
         except TdnError as error:
             _log.info("pong lost", peer=peer, reason=error.reason.name)
+        finally:
+            self._answering.discard(peer)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            self.drop_expired(now_ms())
+
+    def drop_expired(self, at_ms: int) -> None:
+        """End sessions, the link and connections whose certificate has expired; what follows needs a new one."""
+        for peer in self.channels.peers():
+            certificate = self._certificates.get(peer)
+            if certificate and certificate.expires_at_ms <= at_ms:
+                self.channels.drop(peer, expired(certificate))
+        if self.link:
+            self.link.drop_expired(at_ms)
+        self.server.front.drop_expired(at_ms)
 
     def _linked(self, up: bool, why: TdnError | None) -> None:
         if up:

@@ -21,7 +21,7 @@ import structlog
 
 from tdn_interop.errors import Reason, TdnError, Unavailable
 from tdn_interop.transport import tls
-from tdn_interop.transport.front import HANDSHAKE_S, Pipe
+from tdn_interop.transport.front import HANDSHAKE_S, Pipe, expired
 from tdn_interop.transport.pki import PeerCertificate
 
 # Frames stay at 1 MiB; the default limit of 4 MiB would do, but a peer must get our typed refusal, not gRPC's.
@@ -103,6 +103,14 @@ class Dialled:
         _note(error)
         if error.reason is not Reason.E2E_AUTH_FAILED:  # else: our certificate was refused
             self.error = error
+
+    def drop_expired(self, now_ms: int) -> None:
+        """End the connections when the certificate of the node has expired; dialling again asks for a new one."""
+        if self.peer and self.peer.expires_at_ms <= now_ms and self._pipes:
+            _note(expired(self.peer))
+            for pipe in self._pipes:
+                if pipe.transport:
+                    pipe.transport.abort()
 
     def serve(self, local: Pipe) -> None:
         """Carry one local connection out."""

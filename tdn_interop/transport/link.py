@@ -84,6 +84,10 @@ class Link:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._dialled.close()
 
+    def drop_expired(self, now_ms: int) -> None:
+        """Begin anew when the certificate of the parent has expired."""
+        self._dialled.drop_expired(now_ms)
+
     @property
     def channel(self) -> grpc.aio.Channel:
         """For stubs of services that the parent offers."""
