@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import random
+import re
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -72,6 +73,8 @@ class Table:
             for what, value in values.items():
                 yield f"{named}/{row[0]}/{what}", value.encode()
             yield f"{named}/{row[0]}/item", encode_key([row[0]])
+        for number, value in enumerate(re.findall(r"\w+", self.spoilt)):
+            yield f"{named}/spoilt/{number}", value.encode()
 
 
 def digests(name: str, content: bytes) -> Iterator[tuple[str, bytes]]:

@@ -169,7 +169,7 @@ def _opened(path: Path) -> io.BufferedReader:
 
 
 def _check_digest(name: str, found: str, expected: str) -> None:
-    # Without the digests: the other parties hear this, and could try out what the table is.
+    # Without the digests: with half of one, whoever hears this could try out what the table is.
     _unchanged.check(
         found == expected, Reason.DIGEST_MISMATCH, f"{name} has changed since it was registered", ConfigError
     )
