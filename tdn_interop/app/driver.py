@@ -7,9 +7,10 @@ that the loop never waits for credit, receives are one task per peer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from tdn_interop.algo import wire
 from tdn_interop.algo.machine import Effect, Event
@@ -65,12 +66,13 @@ class Driver:
         self._outgoing: dict[str, asyncio.Queue[TaskMessage]] = {
             role: asyncio.Queue() for role in place.nodes
         }
+        self._computing: set[asyncio.Future[Event]] = set()
         self._result = Result()
 
     async def run(self) -> Result:
         """Run to the end. Errors: those of the machine, the peers and the channels. Secrets are erased in any case."""
-        workers = [asyncio.create_task(self._receive(role)) for role in self._place.nodes]
-        workers += [asyncio.create_task(self._send(role)) for role in self._place.nodes]
+        senders = {role: self._worker(self._send(role)) for role in self._place.nodes}
+        receivers = [self._worker(self._receive(role)) for role in self._place.nodes]
         try:
             self._do(self._machine.step(Started()))
             while not self._machine.over:
@@ -78,16 +80,39 @@ class Driver:
                 if isinstance(event, TdnError):
                     raise event
                 self._step(event)
-            await asyncio.gather(*(queue.join() for queue in self._outgoing.values()))
-            for node in self._place.nodes.values():
-                await self._channels.flush(node, self._place.topic, SEND_S)
+            for role, sender in senders.items():
+                await self._sent(role, sender)
         finally:
             if not self._machine.over:
                 self._machine.step(Aborted())
-            for worker in workers:
+            for worker in (*senders.values(), *receivers):
                 worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
+            for computation in list(self._computing):
+                computation.cancel()  # if it still waits for a thread
+            await asyncio.gather(*senders.values(), *receivers, return_exceptions=True)
         return self._result
+
+    async def _sent(self, role: str, sender: asyncio.Task[None]) -> None:
+        """Wait until everything is with the peer. Errors: why the sender has given up."""
+        emptied = asyncio.create_task(self._outgoing[role].join())
+        try:
+            await asyncio.wait({emptied, sender}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            emptied.cancel()
+        if sender.done():
+            await sender
+        await self._channels.flush(self._place.nodes[role], self._place.topic, SEND_S)
+
+    def _worker(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Work that ends only by an error, which is an event then."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error:
+            self._events.put_nowait(error if isinstance(error, TdnError) else _defect(error))
 
     def _step(self, event: Event) -> None:
         try:
@@ -111,33 +136,29 @@ class Driver:
                     self._on_progress(items)
 
     def _compute(self, effect: Compute) -> None:
-        work = asyncio.get_running_loop().run_in_executor(self._pool, perform, effect)
+        work: asyncio.Future[Event] = asyncio.get_running_loop().run_in_executor(self._pool, perform, effect)
+        self._computing.add(work)
 
         def done(future: asyncio.Future[Event]) -> None:
+            self._computing.discard(future)
             if not future.cancelled():
                 error = future.exception()
                 self._events.put_nowait(_defect(error) if error else future.result())
 
-        work.add_done_callback(done)  # type: ignore[arg-type]  # perform returns events
+        work.add_done_callback(done)
 
     async def _receive(self, role: str) -> None:
         node = self._place.nodes[role]
-        try:
-            while True:
-                _, data = await self._channels.receive(self._place.topic, node)
-                self._events.put_nowait(Received(role, wire.decode_message(data)))
-        except TdnError as error:
-            self._events.put_nowait(error)
+        while True:
+            _, data = await self._channels.receive(self._place.topic, node)
+            self._events.put_nowait(Received(role, wire.decode_message(data)))
 
     async def _send(self, role: str) -> None:
         node, queue = self._place.nodes[role], self._outgoing[role]
-        try:
-            while True:
-                message = await queue.get()
-                await self._channels.send(node, self._place.topic, wire.encode_message(message), SEND_S)
-                queue.task_done()
-        except TdnError as error:
-            self._events.put_nowait(error)
+        while True:
+            message = await queue.get()
+            await self._channels.send(node, self._place.topic, wire.encode_message(message), SEND_S)
+            queue.task_done()
 
 
 def _defect(error: BaseException) -> TdnError:
