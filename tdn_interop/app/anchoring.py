@@ -1,8 +1,14 @@
-"""Anchoring upwards: heads of this node's log go into the log of the parent, and so on up to the top."""
+"""Anchoring upwards: heads of this node's log go into the log of the parent, and so on up to the top.
+
+One call goes up at a time and carries everything that came meanwhile, so a member that anchors in a loop
+costs the others nothing and the logs above one leaf for each call, not one for each member and head.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
@@ -13,18 +19,51 @@ from tdn_interop.app.evidence.anchor import take_head
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.evidence.statements import AnchorOffer, Attestation, Inclusion
 from tdn_interop.app.register import Register
-from tdn_interop.errors import Reason, Refused, TdnError, guard
+from tdn_interop.errors import Reason, Refused, TdnError, Unavailable, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.link import CALL_S, Link
 
 Chain = tuple[tuple[Inclusion, ...], tuple[Signed, ...]]
 
 
+# Anchors of one member in a second, lastingly and at once. A node that keeps to PACE never meets the limit, and
+# 100 jobs a minute need no more than a few in a second.
+RATE = 10.0
+BURST = 60.0
+PACE = 20.0
+
+
+class Bucket:
+    """Tokens that come at `RATE` and pile up to `size`; a full bucket at first. `clock` in seconds."""
+
+    def __init__(self, size: float, clock: Callable[[], float]) -> None:
+        self._size = self._tokens = size
+        self._clock = clock
+        self._at = clock()
+
+    def wait_s(self) -> float:
+        """Take a token, then 0; otherwise the seconds until there will be one."""
+        now = self._clock()
+        self._tokens, self._at = min(self._size, self._tokens + (now - self._at) * RATE), now
+        if self._tokens < 1:
+            return (1 - self._tokens) / RATE
+        self._tokens -= 1
+        return 0
+
+
 class Anchoring:
     """Proofs from an event of this node up to the head of the top. `link` is None at a top."""
 
-    def __init__(self, log: EvidenceLog, record: Signed, link: Link | None) -> None:
+    def __init__(
+        self, log: EvidenceLog, record: Signed, link: Link | None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.log = log
+        self._clock = clock
+        self._rates: dict[str, Bucket] = {}
+        self._pace = Bucket(PACE, clock)
+        self._leaves: set[int] = set()
+        self._next: asyncio.Task[dict[int, Chain]] | None = None
+        self._climbs: set[asyncio.Task[dict[int, Chain]]] = set()
         self._record = record
         self._link = link
         self._since = 0
@@ -33,17 +72,47 @@ class Anchoring:
     async def attest(self, index: int) -> Attestation:
         """The event at `index` with the way from our log to the top's. Errors: those of the parents."""
         event = await self.log.event(index)
-        async with self._one:
-            here = await self.log.inclusion(index)
-            links, records = await self._upwards(here.head)
-        return Attestation(event, (here, *links), (self._record, *records))
+        return Attestation(event, *await self._chain(index))
 
     async def take(self, caller: str, offer: AnchorOffer) -> Chain:
-        """Take the head of a member into our log and forward our own. Errors: those of `take_head` and the parents."""
+        """Take the head of a member into our log and forward our own.
+
+        Errors: RESOURCE_EXHAUSTED (too often), those of `take_head` and the parents.
+        """
+        wait_s = self._rates.setdefault(caller, Bucket(BURST, self._clock)).wait_s()
+        words = f"{caller} anchors more often than {RATE:.0f} times in a second"
+        guard("TDN-T-LIM-03").check(not wait_s, Reason.RESOURCE_EXHAUSTED, words, Unavailable)
+        here = await take_head(self.log, caller, offer)
+        return await self._chain(here.index)
+
+    async def close(self) -> None:
+        """Give up what is on its way."""
+        for climb in self._climbs:
+            climb.cancel()
+        await asyncio.gather(*self._climbs, return_exceptions=True)
+
+    async def _chain(self, index: int) -> Chain:
+        """The way from leaf `index` to the head of the top; the next call upwards takes it along."""
+        self._leaves.add(index)
+        if self._next is None:
+            self._next = asyncio.create_task(self._climb())
+            self._climbs.add(self._next)
+            self._next.add_done_callback(self._climbed)
+        return (await asyncio.shield(self._next))[index]
+
+    def _climbed(self, climb: asyncio.Task[dict[int, Chain]]) -> None:
+        self._climbs.discard(climb)
+        if not climb.cancelled():
+            climb.exception()  # whoever still waits for it has it; perhaps nobody does
+
+    async def _climb(self) -> dict[int, Chain]:
         async with self._one:
-            here = await take_head(self.log, caller, offer)
-            links, records = await self._upwards(here.head)
-        return (here, *links), (self._record, *records)
+            while self._link and (wait_s := self._pace.wait_s()):  # noqa: ASYNC110  time is all that it waits for
+                await asyncio.sleep(wait_s)
+            leaves, self._leaves, self._next = self._leaves, set(), None
+            places = await self.log.store.run(lambda c: [self.log.inclusion_in(c, i) for i in sorted(leaves)])
+            links, records = await self._upwards(places[-1].head)  # one transaction: they have one head
+        return {here.index: ((here, *links), (self._record, *records)) for here in places}
 
     async def _upwards(self, head: Signed) -> Chain:
         """The places of `head` in the logs above, and the records of their nodes. Nothing above a top.

@@ -146,6 +146,7 @@ class Mesh:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.channels.close(FAREWELL_S)
         await self.tunnels.close()
+        await self.anchoring.close()
         if self.link:
             await self.link.close()
         for server in (self.enrolment, self.server):

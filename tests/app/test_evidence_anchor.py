@@ -79,6 +79,17 @@ async def test_the_same_head_again_gets_the_same_place(logs):
     assert await hub.audit() == 1
 
 
+async def test_another_head_of_the_same_size_adds_nothing(logs):
+    """Signed a moment later, it says the same: a member cannot grow the logs above without growing its own."""
+    child, hub = logs
+    first = await offer_of(child)
+    await take_head(hub, "a.b.cn", first)
+    head = wire.decode_tree_head(first.head.statement)
+    later = CHILD.sign(TREE_HEAD, wire.encode_tree_head(dataclasses.replace(head, at_ms=head.at_ms + 1)))
+    error = await refused(hub, AnchorOffer(later, 3, ()))
+    assert (error.reason, error.requirement) == (Reason.ALREADY_EXISTS, "TDN-F-EVD-02")
+
+
 async def test_a_caller_that_forgot_is_told_where_the_proof_must_start(logs):
     child, hub = logs
     await take_head(hub, "a.b.cn", await offer_of(child))

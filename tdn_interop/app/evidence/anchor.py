@@ -57,7 +57,8 @@ def check_offer(offer: AnchorOffer, caller: str, key: bytes, last: rows.AnchorRo
 async def take_head(log: EvidenceLog, caller: str, offer: AnchorOffer) -> Inclusion:
     """Take the head of a member into our log; its place there. The same head again gets the same place.
 
-    Errors: those of `check_offer`; UNAUTHENTICATED when `caller` is not a member.
+    Errors: those of `check_offer`; ALREADY_EXISTS for another head of a size, which would only make the log
+    longer; UNAUTHENTICATED when `caller` is not a member.
     """
     return await log.store.run(lambda connection: _take(log, connection, caller, offer))
 
@@ -68,7 +69,11 @@ def _take(log: EvidenceLog, connection: sa.Connection, caller: str, offer: Ancho
         guard("TDN-F-EVD-02").refuse(Reason.UNAUTHENTICATED, f"{caller} is not a member here", Refused)
     last = rows.last_anchor(connection, caller)
     head = check_offer(offer, caller, member.identity_key, last)
-    if last and head.size == last.size and _is_leaf(connection, last.leaf_index, offer):
+    if last and head.size == last.size:
+        guard("TDN-F-EVD-02").check(
+            _is_leaf(connection, last.leaf_index, offer), Reason.ALREADY_EXISTS,
+            f"{caller} has anchored its log of {head.size} leaves with another head", Refused,
+        )  # fmt: skip
         return log.inclusion_in(connection, last.leaf_index)
     index = log.anchor_in(connection, caller, offer.head)
     rows.put_anchor(connection, rows.AnchorRow(caller, head.size, head.root, index))
