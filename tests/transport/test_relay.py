@@ -101,7 +101,8 @@ def start(hub, what, leg=None, previous=CHILD):
 
 async def refusal(work):
     with pytest.raises(TdnError) as caught:
-        await work
+        async with asyncio.timeout(10):
+            await work
     return caught.value
 
 
