@@ -50,12 +50,17 @@ class Approval(_Section):
 
 
 class Timeouts(_Section):
-    """Seconds. Too small: jobs fail on slow links; too large: a dead party is noticed late."""
+    """Seconds. Too small: jobs fail on slow links; too large: a dead party is noticed late.
+
+    The last four are the longest that the flow of another node may set: it binds this node for so long.
+    """
 
     dial_s: float = Field(default=10, gt=0, le=300)
-    step_s: float = Field(default=300, gt=0, le=86_400)
-    approval_s: float = Field(default=3_600, gt=0, le=30 * 86_400)
     idle_s: float = Field(default=120, gt=0, le=86_400)
+    approval_s: float = Field(default=86_400, gt=0, le=30 * 86_400)
+    step_s: float = Field(default=3_600, gt=0, le=30 * 86_400)
+    run_s: float = Field(default=86_400, gt=0, le=30 * 86_400)
+    stop_s: float = Field(default=600, gt=0, le=30 * 86_400)
 
 
 class NodeConfig(BaseSettings):

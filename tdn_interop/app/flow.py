@@ -20,7 +20,8 @@ from pydantic.dataclasses import dataclass
 
 from tdn_interop import ids
 from tdn_interop.app.data.keys import Normalisation
-from tdn_interop.errors import ConfigError, PeerProtocolError, Reason, TdnError, guard
+from tdn_interop.config import Timeouts as Longest
+from tdn_interop.errors import ConfigError, PeerProtocolError, Reason, Refused, TdnError, guard
 
 MAX_FLOW_BYTES = 64 * 1024
 MAX_PARTIES = 16
@@ -92,6 +93,11 @@ class Timeouts:
         """An upper limit for a whole job: store, decide, admit, prepare, run, deliver, stop."""
         return self.approval_s + 4 * self.step_s + self.run_s + self.stop_s
 
+    @property
+    def verdict_s(self) -> int:
+        """How long a party that has ended waits for the verdict: others deliver, the coordinator collects."""
+        return self.step_s + self.stop_s
+
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class FlowSpec:
@@ -141,6 +147,14 @@ def canonical(flow: FlowSpec) -> bytes:
 def flow_sha256(flow: FlowSpec) -> bytes:
     """The digest that stands for a flow in offers and agreements, 32 bytes."""
     return hashlib.sha256(canonical(flow)).digest()
+
+
+def check_limits(flow: FlowSpec, longest: Longest) -> None:
+    """Nobody is bound for longer than its configuration allows. Errors: POLICY_DENIED, naming the limit."""
+    for name, wanted in asdict(flow.timeouts).items():
+        limit = getattr(longest, name)
+        told = f"timeouts.{name}: {wanted} s, the longest allowed here is {limit:g} s"
+        _receivers.check(wanted <= limit, Reason.POLICY_DENIED, told, Refused)
 
 
 def only_task(flow: FlowSpec) -> Task:

@@ -110,10 +110,11 @@ class PartyLost(Racing):
 
 @dataclass(frozen=True, slots=True)
 class VerdictSigned(Racing):
-    """The answer to `SignVerdict`."""
+    """The answer to `SignVerdict`, with the NodeRecords of who made statements."""
 
     verdict: Signed
     outcome: Outcome
+    records: tuple[Signed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,7 +341,8 @@ class Job(JobMachine):
 
     def _conclude(self, event: VerdictSigned) -> Iterator[Effect]:
         """Send the verdict to every party."""
-        yield from self._to_all(Conclude(self.node, self.epoch, event.verdict, event.outcome))
+        end = Conclude(self.node, self.epoch, event.verdict, event.outcome, event.records)
+        yield from self._to_all(end)
 
     def _keep(self, event: Attested) -> Iterator[Effect]:
         """Keep the attestation."""

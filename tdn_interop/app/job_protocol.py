@@ -111,18 +111,20 @@ class Release(Message):
 
 @dataclass(frozen=True, slots=True)
 class Stated(Message):
-    """From a party: its signed Statement, and the outcome in it."""
+    """From a party: its signed Statement, the outcome in it, and the party's NodeRecord."""
 
     statement: Signed
     outcome: Outcome
+    record: Signed | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Conclude(Message):
-    """To the parties: the signed Verdict, and the outcome in it."""
+    """To the parties: the signed Verdict, the outcome in it, and the NodeRecords of who made statements."""
 
     verdict: Signed
     outcome: Outcome
+    records: tuple[Signed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

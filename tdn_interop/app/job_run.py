@@ -1,8 +1,4 @@
-"""One job on one node: the machine of this party, at the coordinator also that of the job, and their effects.
-
-One task feeds the machines, event after event; work that takes time runs beside it and comes back as an
-event. The record of the job is written before the effects of a step are performed.
-"""
+"""One job on one node: the machine of this party, at the coordinator also that of the job, and their effects."""
 
 from __future__ import annotations
 
@@ -18,22 +14,23 @@ from tdn_interop.app import flow as flows
 from tdn_interop.app import job, job_wire, party
 from tdn_interop.app import job_protocol as words
 from tdn_interop.app.evidence import wire
-from tdn_interop.app.evidence.statements import VERDICT_KIND, Attestation, Outcome, digest
+from tdn_interop.app.evidence.statements import Attestation, Outcome
 from tdn_interop.app.flow import FlowSpec
 from tdn_interop.app.job import Job
+from tdn_interop.app.job_answers import TOPIC
+from tdn_interop.app.job_loop import JobLoop
 from tdn_interop.app.job_protocol import JobMachine, Message
 from tdn_interop.app.job_work import Part, Work
 from tdn_interop.app.mesh import Mesh
 from tdn_interop.app.papers import Papers
 from tdn_interop.app.party import PartyState, PartyTask
-from tdn_interop.errors import Reason, Refused, TdnError, guard
+from tdn_interop.errors import ConfigError, Reason, Refused, TdnError, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.frame import Failure
 
 _log = structlog.get_logger("tdn.job")
-TOPIC = "job"
 ATTEST_S = 20.0
-_TO_PARTY = (
+TO_PARTY = (
     words.Propose,
     words.Admit,
     words.Prepare,
@@ -44,13 +41,14 @@ _TO_PARTY = (
 )
 
 
-class JobRun:
+class JobRun(JobLoop):
     """Runs until the verdict is accepted and, at the coordinator, the bundle is made. `keep` writes the record."""
 
     def __init__(
         self, job_id: str, flow: FlowSpec, coordinator: str, mesh: Mesh, work: Work,
         keep: Callable[[JobRun], Coroutine[Any, Any, None]],
     ) -> None:  # fmt: skip
+        super().__init__(mesh.refused)
         self.part = Part(job_id, flow, coordinator)
         self.party = PartyTask(mesh.me, coordinator, flow.timeouts)
         self.job = (
@@ -59,17 +57,22 @@ class JobRun:
             else None
         )
         self.papers = Papers(mesh, self.part)
-        self.failure: Failure | None = None
         self.progress_items = 0
         self.over = False
+        self.recording = asyncio.Lock()
+        self._failure: Failure | None = None  # in the words that everybody hears
+        self._own: Failure | None = None  # the first that happened here, in full
         self._mesh = mesh
         self._work = work
         self._keep = keep
-        self._events: asyncio.Queue[tuple[JobMachine, Event]] = asyncio.Queue()
         self._out: dict[str, asyncio.Queue[Message]] = {}
-        self._busy: set[asyncio.Task[None]] = set()
-        self._aside: set[asyncio.Task[None]] = set()
-        self._timers: list[asyncio.TimerHandle] = []
+
+    @property
+    def failure(self) -> Failure | None:
+        """Why the job does not succeed; in full if it is because of this node."""
+        told, own = self._failure, self._own
+        same = told is None or (own and (told.reason, told.noticed_by) == (own.reason, own.noticed_by))
+        return own if same else told
 
     # -- from outside --------------------------------------------------------------------------
 
@@ -81,7 +84,7 @@ class JobRun:
 
     def receive(self, message: Message) -> None:
         """A message of a peer or of this node itself. Errors: why it is refused."""
-        if isinstance(message, _TO_PARTY):
+        if isinstance(message, TO_PARTY):
             self.feed(self.party, message)
             return
         if self.job is None:
@@ -94,7 +97,7 @@ class JobRun:
         self.feed(self.job, message)
 
     def decide(self, approve: bool, comment: str) -> None:
-        """The decision of a human. Errors: STATE_CONFLICT unless one is awaited."""
+        """The decision of a human. Errors: STATE_CONFLICT unless one is awaited, what stands against an approval."""
         waits = self.party.state is PartyState.AWAITING_APPROVAL
         guard("TDN-F-TSK-02").check(
             waits,
@@ -103,6 +106,13 @@ class JobRun:
             Refused,
         )
         if approve:
+            problem = self.part.problem
+            guard("TDN-F-TSK-02").check(
+                problem is None,
+                problem.reason if problem else Reason.INTERNAL,
+                f"this cannot be approved: {problem.message if problem else ''}",
+                ConfigError,
+            )
             self._approve("human")
         else:
             failure = Failure(Reason.APPROVAL_REFUSED, comment or "no comment", self._mesh.me)
@@ -126,60 +136,33 @@ class JobRun:
             failure = Failure(Reason.PARTY_LOST, f"{peer} cannot be reached", self._mesh.me)
             self.feed(self.party, party.Failed(failure))
 
-    async def close(self) -> None:
-        """Stop everything; the record stays as it is."""
-        for timer in self._timers:
-            timer.cancel()
-        tasks = [*self._busy, *self._aside]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    # -- what the loop asks for ----------------------------------------------------------------
 
-    # -- the loop ------------------------------------------------------------------------------
-
-    def feed(self, machine: JobMachine, event: Event) -> None:
-        """Queue an event."""
-        self._events.put_nowait((machine, event))
-
-    async def _loop(self) -> None:
-        while True:
-            machine, event = await self._events.get()
-            try:
-                effects = machine.step(event)
-            except TdnError as error:  # a refused event changes nothing
-                self._mesh.refused(error)
-                continue
-            try:
-                self._note(event)
-                await self._keep(self)
-                for effect in effects:
-                    await self._perform(machine, effect)
-            except Exception as error:  # noqa: BLE001  the driver of the machines: a defect ends this job, not the loop
-                self._broken(error)
+    async def _write(self) -> None:
+        await self._keep(self)
 
     def _note(self, event: Event) -> None:
         """Keep what the parties said for the bundle, and why things went wrong."""
-        if isinstance(event, Message) and not isinstance(event, _TO_PARTY):
+        if isinstance(event, Message) and not isinstance(event, TO_PARTY):
             self.papers.keep(event)
         match event:
             case words.Abort(failure=failure) | words.Fail(failure=failure) | words.Refusal(failure=failure):
-                self.failure = self.failure or failure
+                self._failure = self._failure or failure
             case (
                 party.Failed(failure=failure)
                 | party.Declined(failure=failure)
                 | job.NotAgreed(failure=failure)
             ):
-                self.failure = self.failure or failure
+                self._failure = self._failure or failure
         if self.job and self.job.failure:
-            self.failure = self.job.failure
+            self._failure = self.job.failure
 
     async def _perform(self, machine: JobMachine, effect: Effect) -> None:
         match effect:
             case words.Send(to=to, message=message):
                 self._send(to, message)
             case words.WakeAfter(stage=stage, seconds=seconds):
-                wake = asyncio.get_running_loop().call_later
-                self._timers.append(wake(seconds, self.feed, machine, words.DeadlinePassed(stage)))
+                self._wake(seconds, self.feed, machine, words.DeadlinePassed(stage))
             case party.StopTask():
                 await self._stop()
             case _:
@@ -195,8 +178,10 @@ class JobRun:
                 self._keep_attestation(sender, attestation)
             case party.SignStatement(outcome=outcome):
                 self._sign_statement(outcome)
-            case party.AcceptVerdict(verdict=verdict):
-                self._beside(self._accept_verdict(verdict), self._aside)
+            case party.AcceptVerdict(verdict=verdict, records=records):
+                self._beside(self._accept_verdict(verdict, records), self._aside)
+            case party.GiveUp():
+                await self._give_up()
             case _:
                 self._do_work(effect)
 
@@ -244,13 +229,14 @@ class JobRun:
         try:
             answer: Event = self.papers.agree(approvals)
         except TdnError as error:
-            answer = job.NotAgreed(Failure.of(error, self._mesh.me))
+            answer = job.NotAgreed(self._told(error))
         self.feed(self.job, answer)
 
     def _sign_verdict(self, effect: job.SignVerdict) -> None:
         assert self.job is not None  # noqa: S101  only the job machine asks
-        self.feed(self.job, job.VerdictSigned(self.papers.sign_verdict(effect), effect.outcome))
-        self._timers.append(asyncio.get_running_loop().call_later(ATTEST_S, self._make_bundle))
+        self._wake(ATTEST_S, self._make_bundle)
+        verdict = self.papers.sign_verdict(effect)
+        self.feed(self.job, job.VerdictSigned(verdict, effect.outcome, self.papers.records()))
 
     def _keep_attestation(self, sender: str, data: bytes) -> None:
         try:
@@ -270,7 +256,7 @@ class JobRun:
         except TdnError as error:
             self._mesh.refused(error)
         self.over = True
-        self._beside(self._keep(self), self._aside)
+        self._beside(self._record(), self._aside)
 
     # -- the party's effects -------------------------------------------------------------------
 
@@ -278,10 +264,14 @@ class JobRun:
         try:
             by = await self._work.decide(self.part)
         except TdnError as error:
-            self.feed(self.party, party.Declined(Failure.of(error, self._mesh.me)))
+            self._told(error)
+            self.feed(self.party, party.Declined(Failure.bare(error, self._mesh.me)))
             return
         if by:
             self._approve(by)
+        elif self.part.problem:
+            self._told(self.part.problem)
+            await self._record()
 
     def _approve(self, by: str) -> None:
         offer = self._work.approve(self.part, by)
@@ -315,30 +305,39 @@ class JobRun:
         self._work.discard(self.part)
 
     def _sign_statement(self, outcome: Outcome) -> None:
-        self.feed(self.party, party.StatementSigned(self.papers.statement(outcome, self.party.epoch)))
+        statement = self.papers.statement(outcome, self.party.epoch)
+        self.feed(self.party, party.StatementSigned(statement, self.papers.record))
 
-    async def _accept_verdict(self, verdict: Signed) -> None:
+    async def _accept_verdict(self, verdict: Signed, records: tuple[Signed, ...]) -> None:
         """Check, record, attest. An unreachable hub delays only the evidence, not the end of the job."""
         try:
-            self.papers.accept(verdict)
+            failure = job_wire.decode_verdict_failure(verdict.statement)
+            self.papers.accept(verdict, records)
         except TdnError as error:
             self._mesh.refused(error)
             return
-        self.failure = job_wire.decode_verdict_failure(verdict.statement)
-        outcome = job_wire.decode_verdict_outcome(verdict.statement)
-        if outcome is not Outcome.SUCCEEDED:
-            self._work.discard(self.part)  # what was delivered before another party failed
-        index = await self._mesh.note(
-            VERDICT_KIND, self.part.job_id, {"outcome": outcome.name}, digest(verdict)
-        )
+        self._failure = failure
+        if job_wire.decode_verdict_outcome(verdict.statement) is Outcome.SUCCEEDED:
+            self._own = None
         self.over = self.job is None
-        await self._keep(self)
+        await self._record()
+        assert self.papers.verdict_index is not None  # noqa: S101  the record holds the verdict and its event
         try:
-            attestation = await self._attest(index)
+            attestation = await self._attest(self.papers.verdict_index)
         except TdnError as error:
             self._mesh.refused(error)
             return
         self.feed(self.party, party.VerdictAccepted(wire.encode_attestation(attestation)))
+
+    async def _give_up(self) -> None:
+        """The coordinator is lost. Its own part waits for its own job, which always ends."""
+        if self.job or self.papers.verdict:
+            return
+        coordinator = self.part.coordinator
+        lost = Failure(Reason.PARTY_LOST, f"no verdict from {coordinator}", self._mesh.me)
+        self._failure = self._failure or lost
+        self.over = True
+        await self._recorded()
 
     @tenacity.retry(
         wait=tenacity.wait_fixed(1), stop=tenacity.stop_after_delay(ATTEST_S / 2), reraise=True,
@@ -368,20 +367,15 @@ class JobRun:
         self._beside(guarded(), self._busy)
 
     def _failed(self, error: TdnError) -> None:
-        self.feed(self.party, party.Failed(Failure.of(error, self._mesh.me)))
+        self.feed(self.party, party.Failed(self._told(error)))
 
-    def _beside(self, work: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
-        task = asyncio.create_task(work)
-        group.add(task)
-        task.add_done_callback(group.discard)
-        task.add_done_callback(self._defect)
-
-    def _defect(self, task: asyncio.Task[None]) -> None:
-        error = None if task.cancelled() else task.exception()
-        if error:
-            self._broken(error)
+    def _told(self, error: TdnError) -> Failure:
+        """The failure as others may hear it; the owner of this node is told in full."""
+        self._own = self._own or Failure.in_full(error, self._mesh.me)
+        return Failure.of(error, self._mesh.me)
 
     def _broken(self, error: BaseException) -> None:
         _log.error("job work failed", job=self.part.job_id, exc_info=error)
-        failure = Failure(Reason.INTERNAL, f"a defect on {self._mesh.me}", self._mesh.me)
-        self.feed(self.party, party.Failed(failure))
+        if (self.party.state, party.Failed) in self.party.table:
+            failure = Failure(Reason.INTERNAL, f"a defect on {self._mesh.me}", self._mesh.me)
+            self.feed(self.party, party.Failed(failure))

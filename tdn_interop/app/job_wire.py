@@ -69,6 +69,17 @@ def _write_abort(m: Any, message: words.Abort) -> None:
     m.failure.CopyFrom(wire.failure_to_pb(message.failure))
 
 
+def _write_stated(m: Any, message: words.Stated) -> None:
+    m.statement.CopyFrom(records_wire.signed_to_pb(message.statement))
+    if message.record:
+        m.record.CopyFrom(records_wire.signed_to_pb(message.record))
+
+
+def _write_conclude(m: Any, message: words.Conclude) -> None:
+    m.verdict.CopyFrom(records_wire.signed_to_pb(message.verdict))
+    m.records.extend(records_wire.signed_to_pb(record) for record in message.records)
+
+
 def _plain(field: str, attribute: str) -> Callable[[Any, Any], None]:
     return lambda m, message: setattr(m, field, getattr(message, attribute))
 
@@ -93,8 +104,8 @@ _WRITERS: dict[type[words.Message], tuple[str, Callable[[Any, Any], None] | None
     words.Start: ("start", _plain("agreement_sha256", "agreement_sha256")),
     words.Computed: ("computed", _plain("hops", "hops")),
     words.Release: ("release", None),
-    words.Stated: ("stated", _signed("statement")),
-    words.Conclude: ("conclude", _signed("verdict")),
+    words.Stated: ("stated", _write_stated),
+    words.Conclude: ("conclude", _write_conclude),
     words.Attested: ("attested", _plain("attestation", "attestation")),
     words.Fail: ("fail", _failure("failure")),
     words.Cancel: ("cancel", _plain("comment", "comment")),
@@ -116,12 +127,14 @@ def _read_admit(sender: str, epoch: int, m: Any) -> words.Message:
 
 def _read_stated(sender: str, epoch: int, m: Any) -> words.Message:
     statement = records_wire.signed_from_pb(m.statement)
-    return words.Stated(sender, epoch, statement, decode_statement(statement.statement)[1])
+    record = records_wire.signed_from_pb(m.record) if m.HasField("record") else None
+    return words.Stated(sender, epoch, statement, decode_statement(statement.statement)[1], record)
 
 
 def _read_conclude(sender: str, epoch: int, m: Any) -> words.Message:
     verdict = records_wire.signed_from_pb(m.verdict)
-    return words.Conclude(sender, epoch, verdict, decode_verdict_outcome(verdict.statement))
+    records = tuple(records_wire.signed_from_pb(record) for record in m.records)
+    return words.Conclude(sender, epoch, verdict, decode_verdict_outcome(verdict.statement), records)
 
 
 def _read_abort(sender: str, epoch: int, m: Any) -> words.Message:

@@ -31,13 +31,13 @@ from tdn_interop.app.resources import Resources, resource_commitment
 from tdn_interop.app.store.resources import ResourceRow
 from tdn_interop.app.terms import Agreement, InputOffer, Offer
 from tdn_interop.config import NodeConfig
-from tdn_interop.errors import ConfigError, NegotiationFailed, Reason, Refused, guard
+from tdn_interop.errors import ConfigError, NegotiationFailed, Reason, Refused, TdnError, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.trust import now_ms
 
 # The portable kernel needs about 40 microseconds per item and ladder; two threads keep both cores busy.
 COMPUTE_THREADS = 2
-_RESULT_FACTS = {"result_rows", "result_file", "result_sha256", "result_salt"}
+RESULT_FACTS = {"result_rows", "result_file", "result_sha256", "result_salt"}
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Part:
     flow: FlowSpec
     coordinator: str
     inputs: list[ResourceRow] = field(default_factory=list)
+    problem: TdnError | None = None  # why it cannot be approved, while a human decides
     offer: Signed | None = None
     agreement: Agreement | None = None
     agreement_digest: bytes = b""
@@ -73,13 +74,23 @@ class Work:
         self._pool.shutdown(cancel_futures=True)
 
     async def decide(self, part: Part) -> str:
-        """`rule` when this node approves by itself, "" when a human must decide. Errors: why it refuses."""
+        """`rule` when this node approves by itself, "" when a human must decide. Errors: why it refuses.
+
+        While a human decides, what stands against it is the `problem` of the part and no error: strangers
+        must not learn what there is here before anybody has looked at what they want.
+        """
         self._check_suites(flow.algorithm_id(flow.only_task(part.flow)))
         decision = approval.decide(self._config.approval, part.flow, self._mesh.me, part.coordinator)
-        part.inputs = [await self._bound(entry) for entry in self._own_inputs(part)]
-        if self._mesh.me in flow.only_task(part.flow).receivers:
-            self._output(part)
-        return "rule" if isinstance(decision, Approve) else ""
+        by_rule = isinstance(decision, Approve)
+        try:
+            part.inputs = [await self._bound(entry) for entry in self._own_inputs(part)]
+            if self._mesh.me in flow.only_task(part.flow).receivers:
+                self._output(part)
+        except TdnError as error:
+            if by_rule:
+                raise
+            part.problem = error
+        return "rule" if by_rule else ""
 
     def approve(self, part: Part, by: str) -> Signed:
         """The signed offer of this node; the same one when asked again."""
@@ -157,11 +168,11 @@ class Work:
         }  # fmt: skip
 
     def discard(self, part: Part) -> None:
-        """Remove what was put out and forget the data."""
+        """Remove what was put out and forget the data: the part has stopped, and has not stated success."""
         if part.written:
             part.written.path.unlink(missing_ok=True)
             part.written = None
-            part.facts = {name: fact for name, fact in part.facts.items() if name not in _RESULT_FACTS}
+            part.facts = {name: fact for name, fact in part.facts.items() if name not in RESULT_FACTS}
         part.keys = part.result = None
 
     async def _written(self, part: Part) -> Written:
@@ -195,13 +206,15 @@ class Work:
     async def _bound(self, entry: flow.Input) -> ResourceRow:
         row = await self._resources.find(entry.resource)
         missing = [key for key in entry.keys if key not in row.columns]
+        # One reason for both: whoever may not use a column need not know that it is there.
         guard("TDN-F-RES-05").check(
-            not missing, Reason.INPUT_INVALID, f"{row.id} has no column {', '.join(missing)}", ConfigError
+            not missing, Reason.RESOURCE_UNKNOWN, f"{row.id} has no column {', '.join(missing)}", ConfigError
         )
         closed = [key for key in entry.keys if key not in row.keys]
         guard("TDN-F-CTR-02").check(
-            not closed, Reason.POLICY_DENIED, f"{row.id} does not offer {', '.join(closed)} as a key", Refused
-        )
+            not closed, Reason.RESOURCE_UNKNOWN, f"{row.id} does not offer {', '.join(closed)} as a key",
+            ConfigError,
+        )  # fmt: skip
         return row
 
     def _check_suites(self, algorithm: str) -> None:

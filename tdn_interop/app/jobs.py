@@ -6,7 +6,7 @@ import asyncio
 import secrets
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import sqlalchemy as sa
 import structlog
@@ -14,11 +14,14 @@ import tenacity
 
 from tdn_interop.app import flow as flows
 from tdn_interop.app import job_protocol as words
-from tdn_interop.app import job_wire
+from tdn_interop.app import job_wire, orphans
+from tdn_interop.app.data import results
 from tdn_interop.app.evidence.log import EvidenceLog
+from tdn_interop.app.evidence.statements import VERDICT_KIND, Outcome, digest
 from tdn_interop.app.flow import FlowSpec
 from tdn_interop.app.job import JobState
-from tdn_interop.app.job_run import TOPIC, JobRun
+from tdn_interop.app.job_answers import TOPIC, Answers
+from tdn_interop.app.job_run import TO_PARTY, JobRun
 from tdn_interop.app.job_work import Work
 from tdn_interop.app.mesh import Mesh
 from tdn_interop.app.party import PartyState
@@ -52,6 +55,13 @@ _SEEN = {
     PartyState.FAILED: JobState.FAILING,
     PartyState.CANCELLED: JobState.CANCELLING,
 }
+# How the job has ended for a party whose coordinator never gave the verdict.
+_ALONE = {
+    PartyState.SUCCESS: JobState.FAILED,
+    PartyState.REJECTED: JobState.REJECTED,
+    PartyState.FAILED: JobState.FAILED,
+    PartyState.CANCELLED: JobState.CANCELLED,
+}
 
 
 def _needs_new_session(error: BaseException) -> bool:
@@ -73,13 +83,18 @@ class Jobs:
         self._created: dict[str, int] = {}
         self._ended: dict[str, int] = {}
         self._noted: dict[str, tuple[str, str]] = {}
+        self._answers = Answers(mesh)
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         mesh.admits = self._admits
         mesh.on_channel = self._on_channel
 
     async def start(self) -> None:
         """End what an earlier process left open, then listen for job messages."""
-        await self._store.run(self._end_orphans)
+        await asyncio.to_thread(results.sweep, self._mesh.config.results)
+        key = self._mesh.standing.key
+        for orphan in await self._store.run(lambda c: orphans.end_all(c, key, self._log)):
+            for party in orphan.parties:
+                self._mesh.spawn(self._answers.insist(party, orphan.job_id, orphan.message))
         self._mesh.spawn(self._listen())
 
     async def close(self) -> None:
@@ -151,7 +166,7 @@ class Jobs:
     async def parties(self, job_id: str) -> dict[str, str]:
         """At the coordinator: the last thing that each party has said."""
         found = await self._store.run(lambda c: rows.parties(c, job_id))
-        return {row.party: row.state for row in found}
+        return {row.party: row.state for row in found if row.state}
 
     async def every(self) -> list[JobRow]:
         """All jobs."""
@@ -222,6 +237,7 @@ class Jobs:
         if run is None and isinstance(message, words.Propose):
             run = await self._proposed(job_id, message)
         if run is None:
+            await self._answer(job_id, message)
             guard("TDN-F-TSK-05").refuse(
                 Reason.JOB_UNKNOWN,
                 f"{type(message).__name__} from {message.sender} for a job that is not open here",
@@ -246,18 +262,30 @@ class Jobs:
                 Refused,
             )
             flow = flows.flow_from_json(message.flow)
+            flows.check_limits(flow, self._mesh.config.timeouts)
             for node in (self._mesh.me, message.sender):
                 guard("TDN-F-TSK-02").check(
                     node in flow.parties, Reason.POLICY_DENIED, f"{node} is no party of the flow", Refused
                 )
         except TdnError as error:
             refusal = words.Refusal(self._mesh.me, 0, Failure.of(error, self._mesh.me))
-            self._mesh.spawn(self._answer(message.sender, job_id, refusal))
+            self._answers.give(message.sender, job_id, refusal)
             raise
         return await self._begin(job_id, flow, message.sender)
 
-    async def _answer(self, peer: str, job_id: str, message: words.Message) -> None:
-        await self._mesh.channels.send(peer, TOPIC, job_wire.encode_message(job_id, message), 30)
+    async def _answer(self, job_id: str, message: words.Message) -> None:
+        """Tell a party that reports to us how its job has ended, or that it has no coordinator any more."""
+        if isinstance(message, (*TO_PARTY, words.Attested)):
+            return
+        me, epoch = self._mesh.me, message.epoch
+
+        def ended(connection: sa.Connection) -> words.Message | None:
+            row = rows.get(connection, job_id)
+            return orphans.conclusion(connection, row, epoch) if row and row.coordinator == me else None
+
+        lost = Failure(Reason.JOB_UNKNOWN, "the job is not open here", me)
+        answer = await self._store.run(ended) or words.Abort(me, epoch, Outcome.FAILED, lost)
+        self._answers.give(message.sender, job_id, answer)
 
     async def _begin(self, job_id: str, flow: FlowSpec, coordinator: str) -> JobRun:
         self._created[job_id] = now_ms()
@@ -290,18 +318,31 @@ class Jobs:
     # -- the record ----------------------------------------------------------------------------
 
     async def _keep(self, run: JobRun) -> None:
-        """Write the record and, when this node's part changed its state, an event of the evidence log."""
+        """Write the record and, in the same transaction, the events that belong to it.
+
+        One tells of the verdict, when it has been accepted, and one of every change of state.
+        """
         if run.over:
             self._end(run.part.job_id)
+        async with run.recording:
+            await self._write(run)
+        for watcher in self._watchers.get(run.part.job_id, ()):
+            watcher.set()
+
+    async def _write(self, run: JobRun) -> None:
         row = self._row(run)
         states = (row.state, row.party_state)
         changed = self._noted.get(row.job_id) != states
-        self._noted[row.job_id] = states
+        verdict = run.papers.verdict if run.papers.verdict_index is None else None
 
-        def write(connection: sa.Connection) -> None:
+        def write(connection: sa.Connection) -> int | None:
             rows.put(connection, row)
             for party in run.papers.parties.values():
                 rows.put_party(connection, party)
+            index = None
+            if verdict:
+                outcome = {"outcome": row.state}
+                index = self._log.append_in(connection, VERDICT_KIND, row.job_id, outcome, digest(verdict))
             if changed:
                 facts = {
                     "state": row.state,
@@ -310,13 +351,15 @@ class Jobs:
                     "flowSha256": row.flow_sha256.hex(),
                 }
                 self._log.append_in(connection, "job.state", row.job_id, facts)
+            return index
 
-        await self._store.run(write)
+        index = await self._store.run(write)
+        self._noted[row.job_id] = states
+        if verdict:
+            run.papers.verdict_index = index
         if changed:
             self._metrics.job.labels(row.state).inc()
             _log.info("job", job=row.job_id, state=row.state, party_state=row.party_state)
-        for watcher in self._watchers.get(row.job_id, ()):
-            watcher.set()
 
     def _end(self, job_id: str) -> None:
         """Once for each job: it has ended, and only evidence may still come."""
@@ -333,15 +376,16 @@ class Jobs:
             self._mesh.spawn(run.close())
 
     def _row(self, run: JobRun) -> JobRow:
-        part, flow, choice = (
-            run.part,
-            run.part.flow,
-            run.part.agreement.choice if run.part.agreement else None,
-        )
+        part, flow = run.part, run.part.flow
+        choice = part.agreement.choice if part.agreement else None
         if run.papers.verdict:
             state = job_wire.decode_verdict_outcome(run.papers.verdict.statement).name
+        elif run.job:
+            state = run.job.state.name
         else:
-            state = (run.job.state if run.job else _SEEN[PartyState[run.party.state.name]]).name
+            party = PartyState[run.party.state.name]
+            state = (_ALONE if run.over else _SEEN)[party].name
+        verdict = run.papers.verdict or run.papers.given
         created = self._created[part.job_id]
         return JobRow(
             part.job_id, "coordinator" if run.job else "party", part.coordinator, flows.canonical(flow),
@@ -349,24 +393,6 @@ class Jobs:
             job_wire.encode_agreement(part.agreement) if part.agreement else None,
             choice.algorithm if choice else "", choice.suite if choice else "",
             None if run.failure is None else asdict(run.failure) | {"reason": run.failure.reason.name},
-            dict(part.facts), part.hops, encode_signed(run.papers.verdict) if run.papers.verdict else None, run.papers.bundle,
+            dict(part.facts), part.hops, encode_signed(verdict) if verdict else None, run.papers.bundle,
             self._ended.get(part.job_id, 0),
         )  # fmt: skip
-
-    def _end_orphans(self, connection: sa.Connection) -> None:
-        """A process that died took its part of the jobs with it: they have failed here, and say so."""
-        ended = {
-            state.name
-            for state in (JobState.SUCCEEDED, JobState.REJECTED, JobState.FAILED, JobState.CANCELLED)
-        }
-        for row in rows.unfinished(connection):
-            failure = Failure(
-                Reason.PARTY_LOST, f"{self._mesh.me} stopped while the job was open", self._mesh.me
-            )
-            failed = asdict(failure) | {"reason": failure.reason.name}
-            state = row.state if row.state in ended else JobState.FAILED.name
-            fresh = replace(row, state=state, failure=row.failure or failed, ended_at_ms=now_ms())
-            if state == JobState.SUCCEEDED.name:
-                fresh = replace(fresh, failure=None)
-            rows.put(connection, fresh)
-            self._log.append_in(connection, "job.orphaned", row.job_id, {"state": state})

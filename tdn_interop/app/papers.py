@@ -45,8 +45,11 @@ class Papers:
         self._key = mesh.standing.key
         self.record = mesh.standing.membership.record
         self.verdict: Signed | None = None
+        self.verdict_index: int | None = None  # of the event about it, when it is in our log
+        self.given: Signed | None = None  # at the coordinator: the verdict as it was signed
         self.bundle: bytes | None = None
-        self.parties: dict[str, JobPartyRow] = {}  # at the coordinator: what each party has said so far
+        # What each party has said so far, at the coordinator; elsewhere only what we have stated.
+        self.parties: dict[str, JobPartyRow] = {}
         self._records: dict[str, Signed] = {}
         self._consents: dict[str, Signed] = {}
         self._attestations: dict[str, Attestation] = {}
@@ -68,10 +71,13 @@ class Papers:
             part.coordinator,
         )  # fmt: skip
         self._stated = self._key.sign(identity.STATEMENT, job_wire.encode_statement(made))
+        self.parties[self._mesh.me] = replace(
+            self._said_by(self._mesh.me), statement=encode_signed(self._stated)
+        )
         return self._stated
 
-    def accept(self, verdict: Signed) -> None:
-        """Take the verdict as the end of the job.
+    def accept(self, verdict: Signed, records: Sequence[Signed] = ()) -> None:
+        """Take the verdict as the end of the job; `records` tell the keys of parties that we have not met.
 
         1. The coordinator signed it, about this job and the agreement we consented to, if we did.
         2. Each statement in it is its party's, made to this coordinator, about this job.
@@ -84,9 +90,15 @@ class Papers:
         part, told = self._part, guard("TDN-F-TSK-07")
         self._signed(identity.VERDICT, part.coordinator, verdict)  # 1
         found = wire.decode_verdict(verdict.statement)
-        about = found.job_id == part.job_id and found.agreement_sha256 in {part.agreement_digest, b""}
+        agreed = not part.agreement_digest or found.agreement_sha256 in {part.agreement_digest, b""}
+        about = found.job_id == part.job_id and agreed
         told.check(about, Reason.IDENTITY_MISMATCH, "the verdict is about another job or agreement")
-        statements = check_statements(part.coordinator, found, self._mesh.key_of)  # 2
+        keys = {known.node_id: known.identity_key for known in map(self._mesh.record, records)}
+
+        def key_of(node: str) -> bytes:
+            return keys.get(node) or self._mesh.key_of(node)
+
+        statements = check_statements(part.coordinator, found, key_of)  # 2
         check_outcome(found, statements)  # 3
         parties = sorted([*(s.signer for s in found.statements), *found.missing])
         told.check(
@@ -117,8 +129,14 @@ class Papers:
                 guard("TDN-F-TSK-02").check(
                     same, Reason.DIGEST_MISMATCH, f"{sender} consents to another agreement"
                 )
-            case words.Stated(sender=sender, statement=signed):
+            case words.Stated(sender=sender, statement=signed, record=record):
                 self._signed(identity.STATEMENT, sender, signed)
+                if record:
+                    guard("TDN-F-TSK-07").check(
+                        self._mesh.record(record).node_id == sender,
+                        Reason.IDENTITY_MISMATCH,
+                        f"{sender} sends the record of another node",
+                    )
                 stated = wire.decode_statement(signed.statement)
                 told = (stated.job_id, stated.party, stated.coordinator)
                 guard("TDN-F-TSK-07").check(
@@ -137,12 +155,18 @@ class Papers:
             case words.Admitted(sender=sender, consent=consent):
                 self._consents[sender] = consent
                 said = {"consent": encode_signed(consent)}
-            case words.Stated(statement=statement):
+            case words.Stated(sender=sender, statement=statement, record=record):
                 said = {"statement": encode_signed(statement)}
+                if record:
+                    self._records[sender] = record
+                    said |= {"record": encode_signed(record)}
             case words.Attested(attestation=attestation):
                 said = {"attestation": attestation}
-        before = self.parties.get(message.sender) or JobPartyRow(self._part.job_id, message.sender, "")
+        before = self._said_by(message.sender)
         self.parties[message.sender] = replace(before, state=type(message).__name__.upper(), **said)
+
+    def _said_by(self, party: str) -> JobPartyRow:
+        return self.parties.get(party) or JobPartyRow(self._part.job_id, party, "")
 
     def keep_attestation(self, sender: str, data: bytes) -> bool:
         """Keep a party's attestation; True when that of every party which the verdict heard is there.
@@ -180,7 +204,12 @@ class Papers:
         made = Verdict(self._part.job_id, effect.outcome, agreement, statements, effect.missing, reason)
         signed = self._key.sign(identity.VERDICT, job_wire.encode_verdict(made, effect.failure))
         self._verdict_sha256 = digest(signed)
+        self.given = signed
         return signed
+
+    def records(self) -> tuple[Signed, ...]:
+        """The NodeRecords of the parties that have sent theirs."""
+        return tuple(self._records.values())
 
     def make_bundle(self) -> None:
         """Build and verify the bundle, once. Errors: EVIDENCE_BROKEN, TOO_LARGE."""

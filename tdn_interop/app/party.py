@@ -2,13 +2,14 @@
 
 The state says how this party's part went; how the job ended says the verdict alone. A party states an
 outcome once: success when it has delivered, otherwise whatever the coordinator's abort asks for. What
-it has delivered and stated, nothing takes back.
+it has delivered and stated, nothing takes back, not even a verdict that the job failed: another party may
+have failed after it. A party waits for the verdict, but not for ever: its coordinator may be lost.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -130,9 +131,10 @@ class Failed(Racing):
 
 @dataclass(frozen=True, slots=True)
 class StatementSigned(Racing):
-    """The answer to `SignStatement`."""
+    """The answer to `SignStatement`, with the NodeRecord of this node."""
 
     statement: Signed
+    record: Signed | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +189,16 @@ class SignStatement(Effect):
 
 
 @dataclass(frozen=True, slots=True)
+class GiveUp(Effect):
+    """End the record of the job without a verdict, unless one has been accepted."""
+
+
+@dataclass(frozen=True, slots=True)
 class AcceptVerdict(Effect):
     """Verify the verdict and record it as the end of the job; answer `VerdictAccepted`."""
 
     verdict: Signed
+    records: tuple[Signed, ...] = ()
 
 
 class PartyTask(JobMachine):
@@ -200,7 +208,10 @@ class PartyTask(JobMachine):
     failed = P.FAILED
     stopped = frozenset(_ENDED)
     # The coordinator watches the stages; this is only for the case that it is gone.
-    limits: ClassVar = dict.fromkeys(_LIVE, "total_s")
+    limits: ClassVar[Mapping[enum.Enum, str]] = {
+        **dict.fromkeys(_LIVE, "total_s"),
+        **dict.fromkeys(_ENDED, "verdict_s"),
+    }
     opening = (Start, Abort, Conclude)
 
     def __init__(self, node: str, coordinator: str, timeouts: Timeouts) -> None:
@@ -287,7 +298,7 @@ class PartyTask(JobMachine):
     def _stated(self, event: StatementSigned) -> Iterator[Effect]:
         """Send the statement."""
         if self.stated is not None:
-            yield self._send(Stated(self.node, self.epoch, event.statement, self.stated))
+            yield self._send(Stated(self.node, self.epoch, event.statement, self.stated, event.record))
 
     def _fail(self, event: Failed) -> Iterator[Effect]:
         """Stop, and report the failure."""
@@ -298,6 +309,10 @@ class PartyTask(JobMachine):
         """Stop, and report that time is up."""
         failure = Failure(Reason.DEADLINE, f"{event.stage.name}: no word from {self.coordinator}", self.node)
         yield from self._fail(Failed(failure))
+
+    def _give_up(self, _: DeadlinePassed) -> Iterator[Effect]:
+        """Wait for the verdict no longer."""
+        yield GiveUp()
 
     def _cancel(self, event: CancelAsked) -> Iterator[Effect]:
         """Ask the coordinator to cancel."""
@@ -318,11 +333,11 @@ class PartyTask(JobMachine):
         """Stop, accept the verdict, and end as it says."""
         self.state = _STOPPED_AS[event.outcome]
         yield StopTask()
-        yield AcceptVerdict(event.verdict)
+        yield AcceptVerdict(event.verdict, event.records)
 
     def _conclude(self, event: Conclude) -> Iterator[Effect]:
         """Accept the verdict."""
-        yield AcceptVerdict(event.verdict)
+        yield AcceptVerdict(event.verdict, event.records)
 
     def _attest(self, event: VerdictAccepted) -> Iterator[Effect]:
         """Send the attestation."""
@@ -349,6 +364,7 @@ class PartyTask(JobMachine):
         table[_at, Conclude] = (_conclude_early, None)
     for _at in _ENDED:
         table[_at, Abort] = (_abort_again, None)
+        table[_at, DeadlinePassed] = (_give_up, None)
         table[_at, StatementSigned] = (_stated, None)
         table[_at, Conclude] = (_conclude, None)
         table[_at, VerdictAccepted] = (_attest, None)

@@ -60,6 +60,11 @@ mode = "manual"
 [timeouts]
 dial_s = 10
 idle_s = 120
+# The longest that the flow of another node may set for each stage: it binds this node for so long.
+# approval_s = 86400
+# step_s = 3600
+# run_s = 86400
+# stop_s = 600
 """
 
 

@@ -39,6 +39,7 @@ class World:
     accepted: dict[str, Outcome] = field(default_factory=dict)  # by party, from AcceptVerdict
     runs: dict[str, int] = field(default_factory=dict)
     outputs: set[str] = field(default_factory=set)
+    gave_up: set[str] = field(default_factory=set)
     refusals: list[TdnError] = field(default_factory=list)
 
     def __post_init__(self):
@@ -105,6 +106,8 @@ class World:
             case parties.AcceptVerdict(verdict):
                 self.accepted[node] = Outcome[verdict.statement.decode()]
                 yield parties.VerdictAccepted(b"attestation of " + node.encode())
+            case parties.GiveUp():
+                self.gave_up.add(node)
             case jobs.KeepAttestation():
                 pass
             case _:

@@ -1,5 +1,6 @@
 """Humans decide: the job waits where they can see it, their word counts once, and everybody hears it."""
 
+import asyncio
 import json
 
 import pytest
@@ -90,10 +91,34 @@ async def test_the_owner_of_the_flow_is_not_asked(mesh):
     await ends(mesh, job_id)
 
 
-async def test_what_cannot_run_is_not_put_before_a_human(mesh):
-    job_id = await mesh.nodes[RESEARCH].jobs.run(flow(left="nothing"))
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ({"left": "nothing"}, "there is no resource airline.shandong.cn/nothing"),
+        ({"key": "ssn"}, "has no column ssn"),
+        ({"key": "note"}, "does not offer note as a key"),
+    ],
+)
+async def test_nobody_learns_what_there_is_before_a_human_has_decided(mesh, options, problem):
+    """Not even that something is missing: the job waits as any other, and only the owner sees why it cannot run."""
+    job_id = await mesh.nodes[RESEARCH].jobs.run(flow(**options))
+    await until(mesh, REGISTRY, job_id, party_state="AWAITING_APPROVAL")
+    jobs = mesh.nodes[AIRLINE].jobs
+    async with asyncio.timeout(20):
+        async for row in jobs.watch(job_id):
+            if row.failure:
+                break
+    assert (row.party_state, row.failure["reason"]) == ("AWAITING_APPROVAL", "RESOURCE_UNKNOWN")
+    assert problem in row.failure["message"]
+    assert (await mesh.nodes[RESEARCH].jobs.find(job_id)).failure is None
+    with pytest.raises(TdnError) as error:
+        jobs.decide(job_id, "", approve=True)
+    assert error.value.reason is Reason.RESOURCE_UNKNOWN
+    assert problem in error.value.message
+    jobs.decide(job_id, "no", approve=False)
     rows = await ends(mesh, job_id)
-    assert reasons(rows) == {("REJECTED", "RESOURCE_UNKNOWN", AIRLINE)}
+    assert reasons(rows) == {("REJECTED", "APPROVAL_REFUSED", AIRLINE)}
+    assert {row.failure["message"] for row in rows.values()} == {"no"}
 
 
 async def test_on_the_command_line(mesh):

@@ -133,26 +133,25 @@ async def test_flow_is_proposed_by_one_of_its_parties(mesh):
 # -- the parties -----------------------------------------------------------------------------------
 
 
-async def test_column_that_the_other_party_does_not_have(mesh):
-    rows = await run(mesh, flow(key="phone"))
+# Whoever may not use something need not know whether it is there.
+UNKNOWN = {
+    "no such column": ({"key": "phone"}, "no column phone"),
+    "a column that is no key": ({"key": "note"}, "does not offer note"),
+    "no such resource": ({"right": "nothing"}, "no resource registry.guangdong.cn/nothing"),
+    "no such version": ({"right": "right@7"}, "no resource registry.guangdong.cn/right@7"),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+async def test_what_the_other_party_does_not_have(mesh, case):
+    """The others hear one sentence; the owner of the node hears what it is about."""
+    options, told = UNKNOWN[case]
+    rows = await run(mesh, flow(**options))
     ((state, reason, who),) = reasons(rows)
-    assert (state, reason) == ("REJECTED", "INPUT_INVALID")
-    assert who in (AIRLINE, REGISTRY)
-    assert "no column phone" in rows[RESEARCH].failure["message"]
-
-
-async def test_column_that_is_not_offered_as_a_key(mesh):
-    rows = await run(mesh, flow(key="note"))
-    ((state, reason, _),) = reasons(rows)
-    assert (state, reason) == ("REJECTED", "POLICY_DENIED")
-    assert "does not offer note" in rows[RESEARCH].failure["message"]
-
-
-@pytest.mark.parametrize("name", ["nothing", "right@7"])
-async def test_resource_that_the_other_party_does_not_have(mesh, name):
-    rows = await run(mesh, flow(right=name))
-    assert reasons(rows) == {("REJECTED", "RESOURCE_UNKNOWN", REGISTRY)}
-    assert name in rows[RESEARCH].failure["message"]
+    assert (state, reason, who in {AIRLINE, REGISTRY}) == ("REJECTED", "RESOURCE_UNKNOWN", True)
+    assert told in rows[who].failure["message"]
+    heard = {row.failure["message"] for node, row in rows.items() if node != who}
+    assert heard == {Reason.RESOURCE_UNKNOWN.value.summary[0]}
 
 
 @pytest.mark.parametrize("change", ["changed", "gone"])
@@ -166,6 +165,9 @@ async def test_file_that_has_changed_since_it_was_registered(mesh, change):
     reason = {"changed": "DIGEST_MISMATCH", "gone": "INPUT_INVALID"}[change]
     assert reasons(rows) == {("FAILED", reason, AIRLINE)}
     assert "left.csv" in rows[AIRLINE].failure["message"]
+    for node in (REGISTRY, RESEARCH):
+        assert rows[node].failure["message"] == Reason[reason].value.summary[0]
+        assert rows[node].failure["metadata"] == {}
     file.write_text(text_of(LEFT))
 
 
@@ -227,7 +229,7 @@ async def test_nothing_is_overwritten(mesh):
 
 
 async def test_output_appears_while_the_job_runs(mesh, monkeypatch):
-    """Not overwritten either; and nobody keeps a result of the job that failed."""
+    """Not overwritten either; the other receiver keeps what it had before, and has stated."""
     file = mesh.folder / AIRLINE / "results" / "taken.csv"
     work = mesh.nodes[AIRLINE].jobs._work
     load = work.load
@@ -242,6 +244,9 @@ async def test_output_appears_while_the_job_runs(mesh, monkeypatch):
     assert reasons(rows) == {("FAILED", "OUTPUT_EXISTS", AIRLINE)}
     assert file.read_text() == "mine"
     file.unlink()
+    theirs = mesh.folder / REGISTRY / "results" / "taken.csv"
+    assert theirs.exists() == (rows[REGISTRY].party_state == "SUCCESS")
+    theirs.unlink(missing_ok=True)
 
 
 # -- nodes that are not there ----------------------------------------------------------------------

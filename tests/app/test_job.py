@@ -24,6 +24,7 @@ from tdn_interop.app.job_protocol import (
     Start,
     Stated,
     Stored,
+    WakeAfter,
 )
 from tdn_interop.app.party import PartyState
 from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, Refused, TdnError
@@ -233,7 +234,7 @@ class TestRepetitionsAndEpochs:
     def test_a_party_that_missed_the_start_states_in_the_epoch_of_the_abort(self):
         world = at(JobState.READY)
         machine = world.parties[B]
-        (_, sign) = machine.step(Abort(A, 1, Outcome.FAILED, BROKEN))
+        _, sign, _ = machine.step(Abort(A, 1, Outcome.FAILED, BROKEN))
         assert sign == parties.SignStatement(Outcome.FAILED)
         (send,) = machine.step(parties.StatementSigned(signed(B, "s")))
         assert send.message == Stated(B, 1, signed(B, "s"), Outcome.FAILED)
@@ -376,8 +377,9 @@ class TestFailure:
             machine = at(JobState.INITIALIZED).parties[B]
             machine.state = state
             effects = machine.step(DeadlinePassed(state))
-            if state in PART_ENDED:
-                assert effects == []
+            if state in PART_ENDED:  # it waited for the verdict only
+                assert effects == [parties.GiveUp()]
+                assert machine.state is state
             else:
                 assert machine.state is PartyState.FAILED
                 assert effects[0] == parties.StopTask()
@@ -423,7 +425,8 @@ class TestCancel:
         world.outputs.clear()
         machine = world.parties[B]
         effects = machine.step(Abort(A, 1, Outcome.CANCELLED, BROKEN))
-        assert effects == [parties.StopTask(), parties.SignStatement(Outcome.CANCELLED)]
+        assert effects[:-1] == [parties.StopTask(), parties.SignStatement(Outcome.CANCELLED)]
+        assert isinstance(effects[-1], WakeAfter)
         assert machine.step(parties.Delivered()) == []  # came too late
         assert machine.state is PartyState.CANCELLED
 
@@ -470,7 +473,8 @@ class TestTheEnd:
         world = at(JobState.RUNNING)
         machine = world.parties[C]
         effects = machine.step(Conclude(A, 1, signed(A, "FAILED"), Outcome.FAILED))
-        assert effects == [parties.StopTask(), parties.AcceptVerdict(signed(A, "FAILED"))]
+        assert effects[:-1] == [parties.StopTask(), parties.AcceptVerdict(signed(A, "FAILED"))]
+        assert isinstance(effects[-1], WakeAfter)
         assert machine.state is PartyState.FAILED
 
     def test_attestations_are_kept(self):

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from tdn_interop.errors import ConfigError, Reason, Refused, guard
 
 _whole = guard("TDN-F-RES-08")
 _inside = guard("TDN-F-RES-09")
+_UNFINISHED = ".result-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,7 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its name only when the block ends well; otherwise nothing is left."""
     with _writable(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".result-")  # mode 0600
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED)  # mode 0600
         try:
             with os.fdopen(descriptor, "wb") as file:
                 yield file
@@ -115,6 +117,23 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
         finally:
             Path(name).unlink()
         _sync_directory(path.parent)
+
+
+def sweep(directory: Path) -> int:
+    """Remove what a killed process was writing below the results directory; how many files.
+
+    Only while nothing writes there. Links are not followed.
+    """
+    found = [
+        Path(folder, name)
+        for folder, _, names in os.walk(directory)
+        for name in names
+        if name.startswith(_UNFINISHED)
+    ]
+    found = [path for path in found if stat.S_ISREG(path.lstat().st_mode)]
+    for path in found:
+        path.unlink()
+    return len(found)
 
 
 @contextmanager
