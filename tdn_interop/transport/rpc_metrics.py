@@ -1,7 +1,7 @@
 """Metrics of calls, with the names and labels of go-grpc-prometheus, so that its dashboards and alerts fit.
 
-The same class serves both sides. Streams and messages are counted by servers only: on the client side grpc.aio
-hands a streaming call straight to the caller.
+The same class serves both sides. Streams are counted by servers only: on the client side grpc.aio hands a
+streaming call straight to the caller.
 """
 
 from __future__ import annotations
@@ -94,6 +94,7 @@ class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
             method.decode() if isinstance(method, bytes) else method, (False, False)
         )
         call = await continuation(client_call_details, request)
+        timer.sent()
         task = asyncio.get_running_loop().create_task(self._end(call, timer))
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
@@ -101,4 +102,7 @@ class _UnaryUnary(grpc.aio.UnaryUnaryClientInterceptor):
 
     @staticmethod
     async def _end(call: Any, timer: Timer) -> None:
-        timer.handled(await call.code())
+        code = await call.code()
+        if code is grpc.StatusCode.OK:
+            timer.received()
+        timer.handled(code)

@@ -368,6 +368,8 @@ async def test_the_client_counts_its_calls(lab, client_ends):
     assert lab.sample("handled_total", kind, "client", grpc_code="OK") == 1
     assert lab.sample("handled_total", kind, "client", grpc_code="PermissionDenied") == 1
     assert lab.sample("handling_seconds_count", kind, "client") == 2
+    assert lab.sample("msg_sent_total", kind, "client") == 2
+    assert lab.sample("msg_received_total", kind, "client") == 1
 
 
 async def test_the_client_leaves_streams_alone(lab):
