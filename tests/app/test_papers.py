@@ -116,3 +116,25 @@ def test_a_verdict_is_what_its_parties_can_accept(keys, case):
     theirs = papers(keys, COORDINATOR)
     stated = tuple(Stated(s.signer, 1, s, Outcome.SUCCEEDED) for s in said)
     ours.accept(theirs.sign_verdict(job.SignVerdict(Outcome.SUCCEEDED, stated, (), None)))
+
+
+def test_a_verdict_brings_the_keys_of_parties_that_were_never_met(keys):
+    """A job that is rejected at once: the parties have met the coordinator only."""
+    ours = papers(keys, ME)
+    ours._mesh.key_of = lambda node: b"" if node == OTHER else keys[node].public_key
+    records = {b"record": SimpleNamespace(node_id=OTHER, identity_key=keys[OTHER].public_key)}
+    ours._mesh.record = lambda signed: records[signed]
+    end = verdict(keys, [signed(keys, OTHER, F), signed(keys, COORDINATOR, F)], F, missing=[ME])
+    with pytest.raises(TdnError) as error:
+        ours.accept(end)
+    assert error.value.reason is Reason.SIGNATURE_INVALID
+    ours.accept(end, [b"record"])
+    assert ours.verdict == end
+
+
+def test_a_party_cannot_bring_the_record_of_another(keys):
+    ours = papers(keys, COORDINATOR)
+    ours._mesh.record = lambda _: SimpleNamespace(node_id=ME, identity_key=b"")
+    with pytest.raises(TdnError) as error:
+        ours.check(Stated(OTHER, 1, signed(keys, OTHER), Outcome.SUCCEEDED, b"record"))
+    assert error.value.reason is Reason.IDENTITY_MISMATCH
