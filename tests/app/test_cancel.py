@@ -70,7 +70,9 @@ async def test_cancelled_in_the_middle_of(mesh, monkeypatch, stage, asker):
     job_state, party_state = STAGES[stage]
     await until(mesh, REGISTRY, job_id, state=job_state.name)
     await until(mesh, AIRLINE, job_id, party_state=party_state.name)
-    if stage == "deliver":  # the coordinator has its result and has said so: its part is over, the result stays
+    if (
+        stage == "deliver"
+    ):  # the coordinator has its result and has said so: its part is over, the result stays
         await until(mesh, REGISTRY, job_id, party_state="SUCCESS")
         assert left_behind(mesh) == [f"{REGISTRY}/results/never.csv"]
         with pytest.raises(TdnError) as error:

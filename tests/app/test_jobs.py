@@ -62,7 +62,11 @@ async def test_the_record_of_a_job(mesh):
 async def events(log, job_id):
     """(state, state of the part) of every event about the job."""
     found = [decode_event((await log.event(index)).statement) for index in range(await size(log))]
-    return [(e.facts["state"], e.facts["partyState"]) for e in found if (e.kind, e.subject) == ("job.state", job_id)]
+    return [
+        (e.facts["state"], e.facts["partyState"])
+        for e in found
+        if (e.kind, e.subject) == ("job.state", job_id)
+    ]
 
 
 async def size(log):
