@@ -90,7 +90,7 @@ async def test_a_job_that_fails_takes_everything_down(tmp_path, monkeypatch):
     phases = []
     with pytest.raises(TdnError) as refused:
         await demo.run(Lab(tmp_path / "lab"), tmp_path / "out", lambda phase, _part: phases.append(phase))
-    assert refused.value.reason.name in {"POLICY_DENIED", "INPUT_INVALID"}
+    assert refused.value.reason.name == "RESOURCE_UNKNOWN"
     assert list(dict.fromkeys(phases)) == ["network", "data", "job", "stop"]
     assert processes(tmp_path) == {}
     assert list((tmp_path / "out").iterdir()) == []
