@@ -26,7 +26,9 @@ NAMED_BASE = "tdn_interop/adapters/base.py"
 MESSAGE_MODULES = re.compile(r"(wire|client|link|anchoring|node|mesh|\w+_wire|\w+_client|\w+_service)\.py")
 # Boundaries that turn whatever happens into one clear answer.
 # The boundaries: the command line, the server's translator, and the loops that must outlive one bad message.
-CATCH_ALL = re.compile(r"tdn_interop/(app/cli/.*|app/driver|app/job_loop|app/jobs|transport/interceptors)\.py")
+CATCH_ALL = re.compile(
+    r"tdn_interop/(app/cli/.*|app/driver|app/job_loop|app/jobs|transport/interceptors)\.py"
+)
 REQUIREMENT = re.compile(r"TDN-[TAFX]-[A-Z]{2,3}-\d\d")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b|NotImplementedError")
 # A path of somebody's machine, or the host of a package registry.
