@@ -41,7 +41,7 @@ from tdn_interop.transport.dial import Dialler
 from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorser, EnrolmentServicer
 from tdn_interop.transport.frame import Limits
 from tdn_interop.transport.front import expired
-from tdn_interop.transport.interceptors import ServerCalls, standard_layers
+from tdn_interop.transport.interceptors import ServerCalls, for_peers, standard_layers
 from tdn_interop.transport.link import Link
 from tdn_interop.transport.pki import PeerCertificate
 from tdn_interop.transport.records_wire import NodeRecord, Route, Token
@@ -248,7 +248,7 @@ class Mesh:
         def node_of(peer: str) -> str:
             return self.server.node_of(peer) if which == "peers" else "not enrolled yet"
 
-        return ServerCalls(*standard_layers(self._metrics.rpc_server, node_of, self.refused))
+        return ServerCalls(*standard_layers(self._metrics.rpc_server, node_of, self.refused, for_peers))
 
     def _add_services(self) -> None:
         grpc, front, node_of = self.server.grpc, self.server.front, self.server.node_of

@@ -23,7 +23,7 @@ VERSIONS = (1,)
 
 # Errors about what a peer has said or asked for. The words of all others may name files, columns and counts
 # of our own, which are nobody's business.
-_ABOUT_PEERS = (PeerProtocolError, NegotiationFailed, Refused)
+ABOUT_PEERS = (PeerProtocolError, NegotiationFailed, Refused)
 
 FRAME_COST = 256
 """Credit that a data frame uses besides its payload: about what one queued frame costs us in memory."""
@@ -89,7 +89,7 @@ class Failure:
     @classmethod
     def of(cls, error: TdnError, noticed_by: str) -> Failure:
         """The failure that tells a peer about `error`: in its words only if it is about what peers did."""
-        full = isinstance(error, _ABOUT_PEERS)
+        full = isinstance(error, ABOUT_PEERS)
         return cls.in_full(error, noticed_by) if full else cls.bare(error, noticed_by)
 
     @classmethod

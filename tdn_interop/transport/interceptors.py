@@ -21,6 +21,7 @@ from grpc_status import rpc_status
 
 from tdn_interop.errors import LocalProtocolError, Reason, TdnError, Unavailable, guard
 from tdn_interop.transport import rpc_metrics, status
+from tdn_interop.transport.frame import ABOUT_PEERS
 from tdn_interop.transport.rpc_metrics import RpcMetrics
 
 DEFAULT_DEADLINE_S = 60.0
@@ -70,14 +71,24 @@ Layer = Callable[[Call], AbstractAsyncContextManager[None]]
 
 
 def standard_layers(
-    metrics: RpcMetrics, peer_of: Callable[[str], str], on_refusal: Callable[[TdnError], None]
+    metrics: RpcMetrics,
+    peer_of: Callable[[str], str],
+    on_refusal: Callable[[TdnError], None],
+    tell: Callable[[TdnError], TdnError] = lambda error: error,
 ) -> tuple[Layer, ...]:
     """The layers of a server.
 
     `peer_of` tells the verified node id behind `context.peer()` or raises; `on_refusal` hears of every
-    error that a peer is sent.
+    error that ends a call, `tell` makes of it what the caller may know.
     """
-    return measured(metrics), audited(peer_of), translated(on_refusal), limited()
+    return measured(metrics), audited(peer_of), translated(on_refusal, tell), limited()
+
+
+def for_peers(error: TdnError) -> TdnError:
+    """Our words only about what peers did; of this node's own troubles no more than the reason table says."""
+    if isinstance(error, ABOUT_PEERS) or error.reason is Reason.INTERNAL:  # its words are a correlation id
+        return error
+    return type(error)(error.reason, error.reason.value.summary[0], error.requirement)
 
 
 def measured(metrics: RpcMetrics) -> Layer:
@@ -114,7 +125,9 @@ def audited(peer_of: Callable[[str], str]) -> Layer:
     return layer
 
 
-def translated(on_refusal: Callable[[TdnError], None]) -> Layer:
+def translated(
+    on_refusal: Callable[[TdnError], None], tell: Callable[[TdnError], TdnError] = lambda error: error
+) -> Layer:
     """End the call with the status of a TdnError; anything else is INTERNAL, its traceback stays here."""
 
     @contextlib.asynccontextmanager
@@ -130,7 +143,7 @@ def translated(on_refusal: Callable[[TdnError], None]) -> Layer:
         else:
             return
         on_refusal(refusal)
-        await call.context.abort_with_status(rpc_status.to_status(status.to_status(refusal)))
+        await call.context.abort_with_status(rpc_status.to_status(status.to_status(tell(refusal))))
 
     return layer
 

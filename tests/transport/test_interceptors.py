@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from grpc_status import rpc_status
 from prometheus_client import CollectorRegistry
 
-from tdn_interop.errors import Reason, Refused, TdnError
+from tdn_interop.errors import ConfigError, PeerProtocolError, Reason, Refused, TdnError
 from tdn_interop.transport import interceptors, rpc_metrics, status
 
 UNARY, SERVER, CLIENT, BIDI = "Unary", "ServerStream", "ClientStream", "Bidi"
@@ -385,3 +385,13 @@ def test_codes_are_spelled_as_go_spells_them():
         "PermissionDenied", "Unauthenticated", "ResourceExhausted", "FailedPrecondition", "Aborted",
         "Unimplemented", "Internal", "Unavailable", "DataLoss", "OutOfRange",
     }  # fmt: skip
+
+
+def test_a_peer_hears_of_our_troubles_only_what_the_table_says():
+    own = ConfigError(Reason.STORE_UNAVAILABLE, "/secret/place: disk full", "TDN-F-RCV-01", path="/secret")
+    told = interceptors.for_peers(own)
+    assert type(told) is ConfigError
+    assert (told.reason, told.requirement, told.metadata) == (own.reason, own.requirement, {})
+    assert told.message == Reason.STORE_UNAVAILABLE.value.summary[0]
+    theirs = PeerProtocolError(Reason.STATE_CONFLICT, "the proof starts at 3", lastSize=5)
+    assert interceptors.for_peers(theirs) is theirs
