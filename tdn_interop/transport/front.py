@@ -293,9 +293,9 @@ class _Inner(Pipe):
         super().connection_lost(exc)
         if self.ends:
             self.ends.cancel()
-        self._front._forget(self.key)  # noqa: SLF001
-        self._front._served.pop(self, None)  # noqa: SLF001
-        self._front._pipes.difference_update((self, self._outer))  # noqa: SLF001
+        self._front._forget(self.key)  # noqa: SLF001  two halves of one room
+        self._front._served.pop(self, None)  # noqa: SLF001  two halves of one room
+        self._front._pipes.difference_update((self, self._outer))  # noqa: SLF001  two halves of one room
 
 
 def expired(peer: PeerCertificate) -> Refused:

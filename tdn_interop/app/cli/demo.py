@@ -29,7 +29,7 @@ def demo(
 ) -> None:
     """Start a top, two hubs and three children, match two real tables for a third party, verify the evidence."""
     from tdn_interop.app import demo as main_job  # noqa: PLC0415  loads everything
-    from tdn_interop.app.lab import Lab  # noqa: PLC0415
+    from tdn_interop.app.lab import Lab  # noqa: PLC0415  loads everything
 
     tdn = invocation(context)
     say = tdn.output.words.say

@@ -76,7 +76,7 @@ class Invocation:
 
     async def _ask(self, question: Callable[[NodeClient], Awaitable[T]]) -> T:
         from tdn_interop.app.control_client import connected  # noqa: PLC0415  see the module docstring
-        from tdn_interop.config import control_socket  # noqa: PLC0415
+        from tdn_interop.config import control_socket  # noqa: PLC0415  see the module docstring
 
         where = f"{self.config.id}, configured in {self.options.config or self.config.dir}"
         async with connected(control_socket(self.config), where) as node:

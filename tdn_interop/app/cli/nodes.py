@@ -59,7 +59,7 @@ def check(context: typer.Context) -> None:
 def run(context: typer.Context) -> None:
     """Run the node until it is told to stop."""
     from tdn_interop.app.node import run_node  # noqa: PLC0415  loads everything
-    from tdn_interop.app.telemetry import set_up_logging  # noqa: PLC0415
+    from tdn_interop.app.telemetry import set_up_logging  # noqa: PLC0415  loads everything
 
     tdn = invocation(context)
     set_up_logging(tdn.config.log, verbose=tdn.options.verbose)
