@@ -91,6 +91,13 @@ def test_a_dishonest_verdict_is_refused(keys, case, make):
     assert ours.verdict is None
 
 
+def test_a_verdict_of_another_job_is_named_as_such(keys, case):
+    ours, said = case
+    with pytest.raises(TdnError) as error:
+        ours.accept(verdict(keys, said, job_id="cd" * 16))
+    assert error.value.reason is Reason.IDENTITY_MISMATCH
+
+
 def test_our_statement_may_be_missing(keys):
     ours = papers(keys, ME)
     end = verdict(keys, [signed(keys, OTHER, F), signed(keys, COORDINATOR, F)], F, missing=[ME])
