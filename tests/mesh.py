@@ -55,7 +55,7 @@ class Mesh:
         config = self.config(node)
         if role != "top":
             parent = self.nodes[node.partition(".")[2]]
-            await setup.join(config, await parent.mesh.invite(node, role, 600))
+            await setup.join(config, await parent.mesh.admission.invite(node, role, 600))
         return config
 
     async def start(self, node: str) -> Node:

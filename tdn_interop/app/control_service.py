@@ -51,13 +51,13 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
         """See the proto."""
         del context
         role = records_wire.role_name(request.role)
-        token = await self._node.mesh.invite(ids.node_id(request.node_id), role, request.valid_s)
+        token = await self._node.mesh.admission.invite(ids.node_id(request.node_id), role, request.valid_s)
         return pb.CreateTokenResponse(token=token)
 
     async def Ping(self, request: pb.PingRequest, context: Context) -> pb.PingResponse:  # noqa: N802
         """See the proto."""
         del context
-        pong = await self._node.mesh.ping(ids.node_id(request.node_id), request.timeout_s or 10)
+        pong = await self._node.mesh.pings.ping(ids.node_id(request.node_id), request.timeout_s or 10)
         return pb.PingResponse(
             round_trip_ms=pong.round_trip_ms, hops=pong.hops, identity_sha256=pong.identity_sha256
         )

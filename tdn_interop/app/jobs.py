@@ -142,7 +142,7 @@ class Jobs:
     )
     async def _call(self, node: str) -> None:
         """Hear the node itself: a session from before it restarted looks alive until something is said on it."""
-        await self._mesh.ping(node, self._mesh.config.timeouts.dial_s)
+        await self._mesh.pings.ping(node, self._mesh.config.timeouts.dial_s)
 
     def decide(self, job_id: str, comment: str, *, approve: bool) -> None:
         """A human decides. Errors: STATE_CONFLICT, JOB_UNKNOWN."""

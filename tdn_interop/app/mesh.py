@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import time
-from collections import defaultdict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
-from cryptography import x509
 
 from tdn_interop import config as configuration
-from tdn_interop import ids
 from tdn_interop._pb.tdn.app.v1 import evidence_pb2_grpc
 from tdn_interop._pb.tdn.transport.v1 import (
     channel_service_pb2_grpc,
     enrolment_service_pb2_grpc,
     routing_service_pb2_grpc,
 )
+from tdn_interop.app.admission import Admission
 from tdn_interop.app.anchoring import Anchoring, EvidenceServicer
 from tdn_interop.app.evidence import wire as evidence_wire
 from tdn_interop.app.evidence.log import EvidenceLog
+from tdn_interop.app.pings import PING, PONG, Pings
 from tdn_interop.app.receipts import Receipts
 from tdn_interop.app.register import Register
 from tdn_interop.app.standing import Standing
@@ -31,20 +27,20 @@ from tdn_interop.app.store import members
 from tdn_interop.app.store.engine import Store
 from tdn_interop.app.telemetry import Metrics
 from tdn_interop.config import NodeConfig
-from tdn_interop.errors import Reason, Refused, TdnError, Unavailable, guard
-from tdn_interop.identity import ROUTE, Credentials, Signed, fingerprint, verify
-from tdn_interop.transport import pki, records_wire, tls
+from tdn_interop.errors import Reason, Refused, TdnError, guard
+from tdn_interop.identity import ROUTE, Credentials, Signed, verify
+from tdn_interop.transport import records_wire, tls
 from tdn_interop.transport.channel import ChannelEvent, FrameStream
 from tdn_interop.transport.channel_service import ChannelServicer, ClientFrames, Peers, ServerFrames
 from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.dial import Dialler
-from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorser, EnrolmentServicer
+from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorser
 from tdn_interop.transport.frame import Limits
 from tdn_interop.transport.front import expired
 from tdn_interop.transport.interceptors import ServerCalls, for_peers, standard_layers
 from tdn_interop.transport.link import Link
 from tdn_interop.transport.pki import PeerCertificate
-from tdn_interop.transport.records_wire import NodeRecord, Route, Token
+from tdn_interop.transport.records_wire import NodeRecord, Route
 from tdn_interop.transport.relay import HOP_LIMIT, Tunnels
 from tdn_interop.transport.relay_service import RelayServicer
 from tdn_interop.transport.routing_service import Routing, RoutingServicer
@@ -53,22 +49,10 @@ from tdn_interop.transport.server import Server
 from tdn_interop.transport.trust import Trust, now_ms
 
 _log = structlog.get_logger("tdn.mesh")
-PING, PONG = "ping", "pong"
 # Longest time for goodbyes when the node stops: peers that stop at the same moment do not answer.
 FAREWELL_S = 1.0
 # How often certificates of living connections are looked at.
 SWEEP_S = 10.0
-# Whoever enrols shows no certificate yet: long enough for the answer of a top, no place to stay.
-ENROLMENT_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class Pong:
-    """The answer to a ping."""
-
-    round_trip_ms: float
-    hops: tuple[str, ...]
-    identity_sha256: str
 
 
 class Mesh:
@@ -87,9 +71,7 @@ class Mesh:
         self._store, self._evidence, self._metrics = store, log, metrics
         self._pins: dict[str, bytes] = {}
         self._certificates: dict[str, PeerCertificate] = {}
-        self._answering: set[str] = set()
         self._tasks: set[asyncio.Task[object]] = set()
-        self._pinging: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._folder = configuration.runtime_dir(config.dir)
         place = standing.membership
         self.trust = Trust(place.top, place.top_identity_key, self._pin)
@@ -120,7 +102,12 @@ class Mesh:
             self.register.record,
             self.link.resolve if self.link else None,
         )
-        self.enrolment: Server | None = None
+        endorse = self.link.endorse if self.link else Endorser(standing.key, self.register).endorse
+        self.admission = Admission(config, standing, self.register, endorse)
+        self.pings = Pings(
+            self.channels, lambda node: self.peers.paths.get(node, ()), self.key_of, self._dropped,
+            config.timeouts.dial_s,
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Serve and link. Errors: CONFIG_INVALID when an address cannot be bound."""
@@ -128,15 +115,13 @@ class Mesh:
         self._pins = await self._store.run(members.pins)
         self._add_services()
         await self.server.start(self.config.listen)
-        if self.config.role != "child" and self.config.enrolment:
-            self.enrolment = self._enrolment_server()
-            await self.enrolment.start(self.config.enrolment)
+        await self.admission.start(self._folder, self._calls("enrol"), self.refused)
         if self.link:
             self.link.on_opening = self.tunnels.from_above
             self.link.on_receipt = self.receipts.got
             self.link.on_state = self._linked
             await self.link.start()
-        self.spawn(self._answer_pings())
+        self.spawn(self.pings.answer(self.spawn))
         self.spawn(self._sweep())
 
     async def close(self) -> None:
@@ -149,9 +134,8 @@ class Mesh:
         await self.anchoring.close()
         if self.link:
             await self.link.close()
-        for server in (self.enrolment, self.server):
-            if server:
-                await server.close()
+        await self.admission.close()
+        await self.server.close()
 
     def spawn(self, work: Coroutine[Any, Any, object]) -> None:
         """Run in the background until the node closes; what it raises is a defect and is logged."""
@@ -166,6 +150,10 @@ class Mesh:
             "refused", reason=error.reason.name, requirement=error.requirement, message=error.message,
             metadata=error.metadata,
         )  # fmt: skip
+
+    def _dropped(self, error: TdnError) -> None:
+        """Count a refusal of which there may be many."""
+        self._metrics.refused(error)
 
     def record(self, signed: Signed) -> NodeRecord:
         """A record that the top signed, with the key that is pinned if we have met the node. Errors: IDENTITY_MISMATCH."""
@@ -209,35 +197,6 @@ class Mesh:
         )
         return route, found
 
-    async def ping(self, node: str, timeout_s: float) -> Pong:
-        """Measure one message there and back on an open channel. Errors: why there is no channel, DEADLINE."""
-        async with self._pinging[node]:
-            await self.channels.open(node, timeout_s)
-            nonce = os.urandom(16)
-            begin = time.monotonic()
-            await self.channels.send(node, PING, nonce, timeout_s)
-            while (await self.channels.receive(PONG, node, timeout_s))[1] != nonce:
-                continue  # the answer to a ping that was given up
-            spent_ms = (time.monotonic() - begin) * 1000
-            return Pong(spent_ms, self.peers.paths.get(node, ()), fingerprint(self.key_of(node)))
-
-    async def invite(self, node: str, role: str, valid_s: int) -> str:
-        """A token for a new member. Errors: UNSUPPORTED at a child, POLICY_DENIED for a node not directly below."""
-        config, place = self.config, self.standing.membership
-        guard("TDN-T-IDN-07").check(
-            config.enrolment and config.listen, Reason.UNSUPPORTED, f"{self.me} enrols nobody", Refused
-        )
-        fits = ids.parent(node) == self.me and (role == "child" or (role == "hub" and config.role == "top"))
-        guard("TDN-T-IDN-07").check(
-            fits, Reason.POLICY_DENIED, f"{self.me} cannot enrol {node} as {role}", Refused
-        )
-        secret, ends = await self.register.invite(node, role, valid_s)
-        root = x509.load_pem_x509_certificate(self.standing.files.root.read_bytes())
-        return records_wire.encode_token(Token(
-            config.enrolment or "", config.listen or "", self.me, node, role, secret, pki.sha256(root), place.top,
-            place.top_identity_key, ends,
-        ))  # fmt: skip
-
     # -- assembling ----------------------------------------------------------------------------
 
     def _credentials(self) -> Credentials:
@@ -270,31 +229,6 @@ class Mesh:
                 EndorsementServicer(endorser, self.register.known, node_of), grpc
             )
 
-    def _enrolment_server(self) -> Server:
-        files, config = self.standing.files, self.config
-        server = Server(
-            lambda: tls.server_context(files, mutual=False),
-            self._folder,
-            "enrol",
-            self.refused,
-            [self._calls("enrol")],
-            life_s=ENROLMENT_S,
-        )
-        endorse = self.link.endorse if self.link else Endorser(self.standing.key, self.register).endorse
-        authority = pki.load_authority(config.file("ca.pem"), config.file("ca.key"))
-        root = x509.load_pem_x509_certificate(files.root.read_bytes())
-        servicer = EnrolmentServicer(
-            self.me,
-            config.role,
-            authority,
-            pki.der(root),
-            self.standing.membership.record,
-            self.register,
-            endorse,
-        )
-        enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server.grpc)
-        return server
-
     # -- what happens --------------------------------------------------------------------------
 
     def _verify(self, stream: FrameStream, credentials: Credentials) -> None:
@@ -318,25 +252,6 @@ class Mesh:
     def _parent_key(self) -> bytes:
         record = self.standing.membership.parent_record
         return self.trust.record(record).identity_key if record else b""
-
-    async def _answer_pings(self) -> None:
-        while True:
-            peer, nonce = await self.channels.receive(PING)
-            if peer not in self._answering:
-                self._answering.add(peer)
-                self.spawn(self._pong(peer, nonce))
-            else:  # dropped, and counted without a line: the log is not for floods
-                words = f"{peer} pings faster than it takes the answers"
-                self._metrics.refused(Unavailable(Reason.RESOURCE_EXHAUSTED, words, "TDN-T-LIM-03"))
-            await asyncio.sleep(0)  # a turn for the others
-
-    async def _pong(self, peer: str, nonce: bytes) -> None:
-        try:
-            await self.channels.send(peer, PONG, nonce[:64], self.config.timeouts.dial_s)
-        except TdnError as error:
-            _log.info("pong lost", peer=peer, reason=error.reason.name)
-        finally:
-            self._answering.discard(peer)
 
     async def _sweep(self) -> None:
         while True:

@@ -141,7 +141,7 @@ async def test_address_that_is_taken(mesh):
 async def test_enrolment_where_nobody_listens(mesh):
     """The folder keeps no half of a certificate, and the token is still good."""
     node = "late.shandong.cn"
-    token = await mesh.nodes[HUB_1].mesh.invite(node, "child", 600)
+    token = await mesh.nodes[HUB_1].mesh.admission.invite(node, "child", 600)
     file = setup.init_node(mesh.folder / node, node, "child", listen=free_address())
     before = sorted(path.name for path in file.parent.iterdir())
     await mesh.stop(HUB_1)

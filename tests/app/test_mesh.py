@@ -21,7 +21,7 @@ async def mesh(tmp_path):
 
 async def test_a_flood_of_pings_gets_one_pong_at_a_time(mesh, monkeypatch):
     airline, research = mesh.nodes[AIRLINE].mesh, mesh.nodes[RESEARCH].mesh
-    await airline.ping(RESEARCH, 10)
+    await airline.pings.ping(RESEARCH, 10)
     answers, taken, honest = [], asyncio.Event(), research.channels.send
 
     async def slow(peer, topic, payload, timeout_s):
@@ -36,12 +36,12 @@ async def test_a_flood_of_pings_gets_one_pong_at_a_time(mesh, monkeypatch):
     await until(lambda: refusals(mesh.nodes[RESEARCH]).get(full) == 199)
     assert answers == [b"0"]
     taken.set()
-    assert (await airline.ping(RESEARCH, 10)).hops == (HUB_1,)
+    assert (await airline.pings.ping(RESEARCH, 10)).hops == (HUB_1,)
 
 
 async def test_sessions_and_connections_end_with_the_certificate(mesh):
     airline, research, hub = (mesh.nodes[name].mesh for name in (AIRLINE, RESEARCH, HUB_1))
-    await airline.ping(RESEARCH, 10)
+    await airline.pings.ping(RESEARCH, 10)
     ends = airline._certificates[RESEARCH].expires_at_ms
     assert now_ms() < ends <= now_ms() + DAY_MS
     front = hub.server.front
@@ -62,7 +62,7 @@ async def test_sessions_and_connections_end_with_the_certificate(mesh):
     await until(lambda: not airline.link.linked.is_set())
     await until(airline.link.linked.is_set)
     await until(lambda: hub.tunnels.attached == [AIRLINE, RESEARCH])
-    await airline.ping(RESEARCH, 10)
+    await airline.pings.ping(RESEARCH, 10)
 
 
 async def test_the_sweep_runs(tmp_path, monkeypatch):
@@ -84,4 +84,4 @@ async def test_an_expired_parent_is_dialled_anew(mesh):
     airline.link.drop_expired(first.expires_at_ms)
     await until(lambda: dialled.peer is not first)
     await until(airline.link.linked.is_set)
-    await airline.ping(RESEARCH, 10)
+    await airline.pings.ping(RESEARCH, 10)

@@ -40,7 +40,7 @@ async def mesh(tmp_path):
 
 async def works(mesh, source, destination):
     """A message of an honest node arrives."""
-    return (await mesh.nodes[source].mesh.ping(destination, 10)).identity_sha256
+    return (await mesh.nodes[source].mesh.pings.ping(destination, 10)).identity_sha256
 
 
 async def pretend(channels, victim):
@@ -120,7 +120,7 @@ async def test_an_impostor_that_a_hub_puts_in_place_of_its_child(mesh, tmp_path)
         divert(tunnels, REGISTRY, front)
         with capture_logs() as log:
             for _ in range(2):
-                error = await refusal(mesh.nodes[AIRLINE].mesh.ping(REGISTRY, 10))
+                error = await refusal(mesh.nodes[AIRLINE].mesh.pings.ping(REGISTRY, 10))
                 assert (error.reason.name, error.requirement) == UNDELEGATED
         failed = [line for line in log if line.get("event_kind") == "failed" and line["peer"] == REGISTRY]
         assert [line["reason"] for line in failed] == ["IDENTITY_MISMATCH"] * 2

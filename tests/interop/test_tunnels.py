@@ -118,7 +118,7 @@ async def test_openings_that_a_hub_refuses(mesh, guest):
             shapes.add((type(error), error.message.replace(what.destination, "NAME"), tuple(error.metadata)))
     assert len(shapes) == 1  # unknown, away, foreign: no difference to see
     assert hub.mesh.tunnels.count == 0
-    assert len((await mesh.nodes[AIRLINE].mesh.ping(REGISTRY, 10)).hops) == 3
+    assert len((await mesh.nodes[AIRLINE].mesh.pings.ping(REGISTRY, 10)).hops) == 3
 
 
 NOT_ADJACENT = [(REGISTRY, HUB_1), (AIRLINE, TOP), (HUB_1, HUB_2)]
@@ -222,7 +222,7 @@ async def test_a_node_that_is_away_is_reported_quickly(mesh):
     await mesh.stop(REGISTRY)
     await until(lambda: not mesh.nodes[HUB_2].mesh.tunnels.attached)
     async with asyncio.timeout(2):
-        error = await refusal(mesh.nodes[AIRLINE].mesh.ping(REGISTRY, 10))
+        error = await refusal(mesh.nodes[AIRLINE].mesh.pings.ping(REGISTRY, 10))
     assert (error.reason, error.message) == (Reason.NO_ROUTE, f"there is no way to {REGISTRY}")
 
 
@@ -327,7 +327,7 @@ async def kept(node, relay_node):
 
 async def test_200_connections_leave_no_descriptors(mesh):
     hub, port = mesh.nodes[HUB_1], split_address(mesh.nodes[HUB_1].config.listen)[1]
-    await mesh.nodes[AIRLINE].mesh.ping(RESEARCH, 10)
+    await mesh.nodes[AIRLINE].mesh.pings.ping(RESEARCH, 10)
     front = hub.mesh.server.front
     pipes, before = len(front._pipes), len(os.listdir("/proc/self/fd"))
     contexts = [raw_context(mesh.nodes[REGISTRY].mesh.standing.files), raw_context()]
@@ -339,13 +339,13 @@ async def test_200_connections_leave_no_descriptors(mesh):
             continue
     await until(lambda: len(front._pipes) == pipes and not front._half_open)
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
-    await mesh.nodes[AIRLINE].mesh.ping(RESEARCH, 10)
+    await mesh.nodes[AIRLINE].mesh.pings.ping(RESEARCH, 10)
 
 
 async def test_nodes_that_stop_leave_nothing(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     async with mini_mesh(tmp_path) as mesh:
-        await mesh.nodes[AIRLINE].mesh.ping(REGISTRY, 10)
+        await mesh.nodes[AIRLINE].mesh.pings.ping(REGISTRY, 10)
         folders = [runtime_dir(node.config.dir) for node in mesh.nodes.values()]
     assert [name for folder in folders if folder.exists() for name in os.listdir(folder)] == []
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)

@@ -39,7 +39,7 @@ def made(mesh: Mesh, node=CHILD, role="child", folder=None):
 
 
 async def invite(mesh, node=CHILD, role="child", valid_s=600):
-    return await mesh.nodes[node.partition(".")[2]].mesh.invite(node, role, valid_s)
+    return await mesh.nodes[node.partition(".")[2]].mesh.admission.invite(node, role, valid_s)
 
 
 async def refusal(work):
@@ -122,7 +122,7 @@ async def test_a_token_for_another_role(mesh):
 
 async def test_a_hub_makes_no_hubs_and_nobody_enrols_strangers(mesh):
     for node, role in ((f"sub.{HUB_1}", "hub"), ("bank.guangdong.cn", "child"), (f"x.y.{HUB_1}", "child")):
-        error = await refusal(mesh.nodes[HUB_1].mesh.invite(node, role, 60))
+        error = await refusal(mesh.nodes[HUB_1].mesh.admission.invite(node, role, 60))
         assert (error.reason, error.requirement) == (Reason.POLICY_DENIED, "TDN-T-IDN-07")
 
 
