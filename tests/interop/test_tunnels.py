@@ -353,7 +353,7 @@ async def test_nodes_that_stop_leave_nothing(tmp_path):
 
 async def test_dialling_again_and_again_leaves_nothing(mesh):
     airline, registry = mesh.nodes[AIRLINE].mesh, mesh.nodes[REGISTRY].mesh
-    await airline.ping(REGISTRY, 10)
+    await airline.pings.ping(REGISTRY, 10)
 
     async def end():
         airline.channels.drop(REGISTRY)
@@ -363,6 +363,6 @@ async def test_dialling_again_and_again_leaves_nothing(mesh):
     await end()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(6):
-        await airline.ping(REGISTRY, 10)
+        await airline.pings.ping(REGISTRY, 10)
         await end()
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
