@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint gen gen-check release-protos fmt
+.PHONY: help env demo test kills chaos lint gen gen-check release-protos fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,12 @@ demo: env ## run the main job: six nodes, two hubs, one private set intersection
 
 test: env lint ## run every check and every test
 	$(BIN)/python -m pytest
+
+kills: env ## kill every node on the way of a file at 20, 50 and 80 %, and every two of them: about 15 minutes
+	$(BIN)/python -m tests.chaos.matrix
+
+chaos: env ## 300 random kills over transfers and jobs; KILLS=n SEED=n to choose
+	$(BIN)/python -m tests.chaos.chaos --kills $(or $(KILLS),300) $(if $(SEED),--seed $(SEED))
 
 lint: env gen-check ## formatting, types, architecture and protocol rules
 	$(BIN)/ruff check
