@@ -63,6 +63,20 @@ class Timeouts(_Section):
     stop_s: float = Field(default=600, gt=0, le=30 * 86_400)
 
 
+class Rates(_Section):
+    """Calls that one node (one address, before it has a certificate) may make in a second, ten times as many at once.
+
+    Too small: nodes are refused when many of them come back at once; too large: one node keeps this one busy.
+    """
+
+    openings: float = Field(default=100, gt=0, le=1e6)
+    resolves: float = Field(default=200, gt=0, le=1e6)
+    hellos: float = Field(default=50, gt=0, le=1e6)
+    attachments: float = Field(default=5, gt=0, le=1e6)
+    enrolments: float = Field(default=5, gt=0, le=1e6)
+    calls: float = Field(default=200, gt=0, le=1e6)
+
+
 class NodeConfig(BaseSettings):
     """Everything one node is told."""
 
@@ -81,6 +95,7 @@ class NodeConfig(BaseSettings):
     direct: dict[str, str] = {}
     approval: Approval = Approval()
     timeouts: Timeouts = Timeouts()
+    rates: Rates = Rates()
     suites: list[str] | None = None
     max_items: int = Field(default=2_000_000, gt=0, le=2**31)
 

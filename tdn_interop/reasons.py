@@ -134,6 +134,12 @@ class Reason(enum.Enum):
     ABANDONED = _row(26, "CANCELLED", _B.PEER, _R.LATER, 4,
         "The other side has given up before the end.", "对方在完成之前已放弃。",
         "Ask its operator why, and start again.", "请向其运营方了解原因后重新开始。")
+    RATE_LIMITED = _row(28, "RESOURCE_EXHAUSTED", _B.REQUESTER, _R.LATER, 4,
+        "This was asked more often than the other side allows.", "请求过于频繁，超过对方允许的速率。",
+        "Ask again after retry_after_ms, see the details; the limits are in [rates] of the other node.", "请在详情中 retry_after_ms 所示时间后重试；上限见对方节点配置的 [rates]。")
+    DRAINING = _row(29, "UNAVAILABLE", _B.RESPONDER, _R.LATER, 4,
+        "The other side is about to stop and takes nothing new.", "对方即将停机，不再接受新的请求。",
+        "Nothing to do: it is asked again by itself, over another way or when it is back.", "无需处理：系统会自动改走其他路径，或待其恢复后重试。")
     # -- routing
     NO_ROUTE = _row(30, "NOT_FOUND", _B.REQUESTER, _R.LATER, 4,
         "There is no such node, or no way to it.", "节点不存在或没有可用路由。",

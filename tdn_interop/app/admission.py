@@ -52,6 +52,10 @@ class Admission:
         self._server = server
         await server.start(config.enrolment)
 
+    def source(self, grpc_peer: str) -> str:
+        """The address behind `context.peer()` of the enrolment listener; empty when it is gone."""
+        return self._server.front.source(grpc_peer) if self._server else ""
+
     async def close(self) -> None:
         """Stop serving."""
         if self._server:

@@ -19,36 +19,18 @@ from tdn_interop.app.evidence.anchor import take_head
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.evidence.statements import AnchorOffer, Attestation, Inclusion
 from tdn_interop.app.register import Register
-from tdn_interop.errors import Reason, Refused, TdnError, Unavailable, guard
+from tdn_interop.errors import Reason, Refused, TdnError, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.link import CALL_S, Link
+from tdn_interop.transport.rates import Bucket, Rate, Rates
 
 Chain = tuple[tuple[Inclusion, ...], tuple[Signed, ...]]
 
 
 # Anchors of one member in a second, lastingly and at once. A node that keeps to PACE never meets the limit, and
 # 100 jobs a minute need no more than a few in a second.
-RATE = 10.0
-BURST = 60.0
-PACE = 20.0
-
-
-class Bucket:
-    """Tokens that come at `RATE` and pile up to `size`; a full bucket at first. `clock` in seconds."""
-
-    def __init__(self, size: float, clock: Callable[[], float]) -> None:
-        self._size = self._tokens = size
-        self._clock = clock
-        self._at = clock()
-
-    def wait_s(self) -> float:
-        """Take a token, then 0; otherwise the seconds until there will be one."""
-        now = self._clock()
-        self._tokens, self._at = min(self._size, self._tokens + (now - self._at) * RATE), now
-        if self._tokens < 1:
-            return (1 - self._tokens) / RATE
-        self._tokens -= 1
-        return 0
+RATE = Rate(per_s=10, burst=60)
+PACE = Rate(per_s=10, burst=20)
 
 
 class Anchoring:
@@ -58,8 +40,7 @@ class Anchoring:
         self, log: EvidenceLog, record: Signed, link: Link | None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.log = log
-        self._clock = clock
-        self._rates: dict[str, Bucket] = {}
+        self._rates = Rates({"anchors": RATE}, clock)
         self._pace = Bucket(PACE, clock)
         self._leaves: set[int] = set()
         self._next: asyncio.Task[dict[int, Chain]] | None = None
@@ -77,11 +58,9 @@ class Anchoring:
     async def take(self, caller: str, offer: AnchorOffer) -> Chain:
         """Take the head of a member into our log and forward our own.
 
-        Errors: RESOURCE_EXHAUSTED (too often), those of `take_head` and the parents.
+        Errors: RATE_LIMITED, those of `take_head` and the parents.
         """
-        wait_s = self._rates.setdefault(caller, Bucket(BURST, self._clock)).wait_s()
-        words = f"{caller} anchors more often than {RATE:.0f} times in a second"
-        guard("TDN-T-LIM-03").check(not wait_s, Reason.RESOURCE_EXHAUSTED, words, Unavailable)
+        self._rates.take("anchors", caller)
         here = await take_head(self.log, caller, offer)
         return await self._chain(here.index)
 

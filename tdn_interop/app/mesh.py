@@ -13,6 +13,7 @@ from tdn_interop._pb.tdn.app.v1 import evidence_pb2_grpc
 from tdn_interop._pb.tdn.transport.v1 import (
     channel_service_pb2_grpc,
     enrolment_service_pb2_grpc,
+    notice_service_pb2_grpc,
     routing_service_pb2_grpc,
 )
 from tdn_interop.app.admission import Admission
@@ -37,9 +38,12 @@ from tdn_interop.transport.dial import Dialler
 from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorser
 from tdn_interop.transport.frame import Limits
 from tdn_interop.transport.front import expired
-from tdn_interop.transport.interceptors import ServerCalls, for_peers, standard_layers
+from tdn_interop.transport.interceptors import ServerCalls, for_peers, rated, standard_layers
 from tdn_interop.transport.link import Link
+from tdn_interop.transport.notice_service import NoticeServicer, Sharing
+from tdn_interop.transport.notices import Notices
 from tdn_interop.transport.pki import PeerCertificate
+from tdn_interop.transport.rates import Rate, Rates
 from tdn_interop.transport.records_wire import NodeRecord, Route
 from tdn_interop.transport.relay import HOP_LIMIT, Tunnels
 from tdn_interop.transport.relay_service import RelayServicer
@@ -51,6 +55,8 @@ from tdn_interop.transport.trust import Trust, now_ms
 _log = structlog.get_logger("tdn.mesh")
 # Longest time for goodbyes when the node stops: peers that stop at the same moment do not answer.
 FAREWELL_S = 1.0
+# What may come at once of the calls that a node may make: as many as in this time.
+BURST_S = 10
 # How often certificates of living connections are looked at.
 SWEEP_S = 10.0
 
@@ -73,6 +79,7 @@ class Mesh:
         self._certificates: dict[str, PeerCertificate] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._folder = configuration.runtime_dir(config.dir)
+        self._rates = Rates({kind: Rate(per_s, BURST_S * per_s) for kind, per_s in config.rates})
         place = standing.membership
         self.trust = Trust(place.top, place.top_identity_key, self._pin)
         dialler = Dialler(
@@ -94,6 +101,7 @@ class Mesh:
             _limits(config),
             admits=lambda peer, topic: topic in {PING, PONG} or self.admits(peer, topic), on_event=self._noted,
         )  # fmt: skip
+        self.notices = Notices(config.file("notices"))
         self.anchoring = Anchoring(log, place.record, self.link)
         self.routing = Routing(
             standing.key,
@@ -121,6 +129,9 @@ class Mesh:
             self.link.on_receipt = self.receipts.got
             self.link.on_state = self._linked
             await self.link.start()
+            sharing = Sharing(self.link, self.notices, self.refused)
+            self.spawn(sharing.watch())
+            self.spawn(sharing.tell())
         self.spawn(self.pings.answer(self.spawn))
         self.spawn(self._sweep())
 
@@ -207,7 +218,11 @@ class Mesh:
         def node_of(peer: str) -> str:
             return self.server.node_of(peer) if which == "peers" else "not enrolled yet"
 
-        return ServerCalls(*standard_layers(self._metrics.rpc_server, node_of, self.refused, for_peers))
+        def source_of(peer: str) -> str:
+            return self.server.front.source(peer) if which == "peers" else self.admission.source(peer)
+
+        layers = standard_layers(self._metrics.rpc_server, node_of, self.refused, for_peers)
+        return ServerCalls(*layers, rated(self._rates, source_of))
 
     def _add_services(self) -> None:
         grpc, front, node_of = self.server.grpc, self.server.front, self.server.node_of
@@ -217,6 +232,9 @@ class Mesh:
         if self.config.role == "child":
             return
         grpc.add_generic_rpc_handlers((RelayServicer(self.tunnels, front, self.register.known).handler(),))
+        notice_service_pb2_grpc.add_NoticeServiceServicer_to_server(
+            NoticeServicer(self.notices, self.register.known, node_of), grpc
+        )
         routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(
             RoutingServicer(self.routing, node_of), grpc
         )

@@ -65,6 +65,16 @@ idle_s = 120
 # step_s = 3600
 # run_s = 86400
 # stop_s = 600
+
+# Calls that one node (one address, before it has a certificate) may make in a second, ten times as many at once;
+# `calls` counts everything that has no line of its own. Beyond: RATE_LIMITED.
+# [rates]
+# openings = 100
+# resolves = 200
+# hellos = 50
+# attachments = 5
+# enrolments = 5
+# calls = 200
 """
 
 

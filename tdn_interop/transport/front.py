@@ -102,6 +102,7 @@ class Front:
         self._folder = folder
         self._on_refusal = on_refusal
         self._peers: dict[str, PeerCertificate | None] = {}
+        self._sources: dict[str, str] = {}  # node, or the address where nobody shows a certificate
         self._numbers = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
         # Handshake -> address it comes from, oldest first.
@@ -121,6 +122,10 @@ class Front:
                 Reason.UNAUTHENTICATED, "this connection has no verified certificate"
             )
         return found
+
+    def source(self, grpc_peer: str) -> str:
+        """The node behind `context.peer()`, or its address where nobody shows a certificate; empty when it is gone."""
+        return self._sources.get(grpc_peer, "")
 
     async def listen(self, host: str, port: int) -> int:
         """Accept TCP connections until the node stops; the port that was bound. Errors: UNREACHABLE."""
@@ -228,7 +233,7 @@ class Front:
         inside = socket.socket(socket.AF_UNIX)
         inside.setblocking(False)
         key = f"unix:{name}"
-        self._peers[key] = peer
+        self._peers[key], self._sources[key] = peer, source
         try:
             inside.bind(str(name))
             await loop.sock_connect(inside, str(self._backend))
@@ -264,6 +269,7 @@ class Front:
 
     def _forget(self, key: str) -> None:
         self._peers.pop(key, None)
+        self._sources.pop(key, None)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)

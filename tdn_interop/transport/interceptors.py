@@ -22,6 +22,7 @@ from grpc_status import rpc_status
 from tdn_interop.errors import LocalProtocolError, Reason, TdnError, Unavailable, guard
 from tdn_interop.transport import rpc_metrics, status
 from tdn_interop.transport.frame import ABOUT_PEERS
+from tdn_interop.transport.rates import Rates
 from tdn_interop.transport.rpc_metrics import RpcMetrics
 
 DEFAULT_DEADLINE_S = 60.0
@@ -68,6 +69,17 @@ class Call:
 
 
 Layer = Callable[[Call], AbstractAsyncContextManager[None]]
+
+# Classes of calls that have a limit of their own; all others are `calls`.
+_KINDS_OF_CALL = {
+    "/tdn.transport.v1.RelayService/Tunnel": "openings",
+    "/tdn.transport.v1.RelayService/Attach": "attachments",
+    "/tdn.transport.v1.RoutingService/Resolve": "resolves",
+    "/tdn.transport.v1.ChannelService/Exchange": "hellos",
+    "/tdn.transport.v1.EnrolmentService/Enrol": "enrolments",
+}
+# A tunnel that is joined is one that we have offered: how many there are is not up to the node that joins.
+_JOINS = "tdn-tunnel-join-bin"
 
 
 def standard_layers(
@@ -172,6 +184,20 @@ def limited(default_s: float = DEFAULT_DEADLINE_S, longest_s: float = LONGEST_DE
             guard("TDN-T-DDL-02").refuse(
                 Reason.DEADLINE, f"not done in {default_s:g} s, the time for calls without a deadline", Unavailable
             )  # fmt: skip
+
+    return layer
+
+
+def rated(rates: Rates, source_of: Callable[[str], str]) -> Layer:
+    """Refuse calls of a source that come too often; `source_of` tells the node or address behind `context.peer()`."""
+
+    @contextlib.asynccontextmanager
+    async def layer(call: Call) -> AsyncIterator[None]:
+        kind = _KINDS_OF_CALL.get(call.path, "calls")
+        if kind == "openings" and any(key == _JOINS for key, _ in call.context.invocation_metadata() or ()):
+            kind = "calls"
+        rates.take(kind, source_of(call.context.peer()))
+        yield
 
     return layer
 

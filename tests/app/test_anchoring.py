@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tdn_interop.app.anchoring import BURST, PACE, RATE, Anchoring, Bucket
+from tdn_interop.app.anchoring import PACE, RATE, Anchoring
 from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.evidence.merkle import leaf_hash, verify_inclusion
@@ -12,6 +12,7 @@ from tdn_interop.app.store.engine import Store
 from tdn_interop.app.store.members import MemberRow, put
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.identity import Signed
+from tdn_interop.transport.rates import Bucket
 from tdn_interop.transport.records_wire import encode_signed
 from tests.app.evidence_mesh import identity
 from tests.interop.forge import until
@@ -113,19 +114,19 @@ async def test_a_child_that_anchors_in_a_loop_is_slowed_down_and_nobody_else(mes
     hub.up.set()
     greedy, modest = CHILDREN[:2]
     offer = await children[greedy].offer(await children[greedy].head())
-    for _ in range(int(BURST)):
+    for _ in range(int(RATE.burst)):
         await hub.take(greedy, offer)
     with pytest.raises(TdnError) as caught:
         await hub.take(greedy, offer)
-    assert (caught.value.reason, caught.value.requirement) == (Reason.RESOURCE_EXHAUSTED, "TDN-T-LIM-03")
+    assert (caught.value.reason, caught.value.requirement) == (Reason.RATE_LIMITED, "TDN-T-LIM-06")
     assert await hub.take(modest, await children[modest].offer(await children[modest].head()))
-    clock.now += 1 / RATE
+    clock.now += 1 / RATE.per_s
     assert await hub.take(greedy, offer)
 
 
 def test_a_hundred_jobs_a_minute_meet_no_limit():
     clock = Clock()
-    bucket = Bucket(BURST, clock)
+    bucket = Bucket(RATE, clock)
     for number in range(100 * 10):
         clock.now = number * 0.6
         assert [bucket.wait_s() for _ in range(4)] == [0] * 4
@@ -133,9 +134,9 @@ def test_a_hundred_jobs_a_minute_meet_no_limit():
 
 def test_a_node_that_keeps_the_pace_is_never_refused():
     clock = Clock()
-    mine, theirs = Bucket(PACE, clock), Bucket(BURST, clock)
+    mine, theirs = Bucket(PACE, clock), Bucket(RATE, clock)
     for _ in range(2000):
         while wait_s := mine.wait_s():
             clock.now += wait_s + 1e-9
         assert theirs.wait_s() == 0
-    assert clock.now == pytest.approx((2000 - PACE) / RATE, rel=0.01)
+    assert clock.now == pytest.approx((2000 - PACE.burst) / PACE.per_s, rel=0.01)

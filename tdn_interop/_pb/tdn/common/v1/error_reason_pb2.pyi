@@ -72,6 +72,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A message is malformed."""
     ERROR_REASON_ABANDONED: _ErrorReason.ValueType  # 26
     """The other side has given up before the end."""
+    ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 28
+    """This was asked more often than the other side allows."""
+    ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 29
+    """The other side is about to stop and takes nothing new."""
     ERROR_REASON_NO_ROUTE: _ErrorReason.ValueType  # 30
     """There is no such node, or no way to it."""
     ERROR_REASON_ROUTE_LOOP: _ErrorReason.ValueType  # 31
@@ -198,6 +202,10 @@ ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 25
 """A message is malformed."""
 ERROR_REASON_ABANDONED: ErrorReason.ValueType  # 26
 """The other side has given up before the end."""
+ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 28
+"""This was asked more often than the other side allows."""
+ERROR_REASON_DRAINING: ErrorReason.ValueType  # 29
+"""The other side is about to stop and takes nothing new."""
 ERROR_REASON_NO_ROUTE: ErrorReason.ValueType  # 30
 """There is no such node, or no way to it."""
 ERROR_REASON_ROUTE_LOOP: ErrorReason.ValueType  # 31
