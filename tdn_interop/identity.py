@@ -29,6 +29,8 @@ STATEMENT = "tdn/v1/statement"
 VERDICT = "tdn/v1/verdict"
 EVENT = "tdn/v1/event"
 TREE_HEAD = "tdn/v1/tree-head"
+TRUST_BUNDLE = "tdn/v1/trust-bundle"
+STATUS_LIST = "tdn/v1/status-list"
 
 
 @dataclass(frozen=True, slots=True)
