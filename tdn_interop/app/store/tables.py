@@ -118,3 +118,29 @@ receipts = sa.Table(
     "receipts", METADATA,
     _blob("tunnel_id", primary_key=True), _text("relay", primary_key=True), _blob("signed"),
 )  # fmt: skip
+
+# Post: parcels to other nodes until they have a receipt.
+post_out = sa.Table(
+    "post_out", METADATA,
+    _text("peer", primary_key=True), _count("number", primary_key=True, autoincrement=False), _blob("body"),
+    _moment("expires_at_ms"), _moment("created_at_ms"),
+)  # fmt: skip
+
+# Post: our stream to each node, and the number of its next parcel.
+post_streams = sa.Table(
+    "post_streams", METADATA,
+    _text("peer", primary_key=True), _blob("stream_id"), _count("next_number"),
+)  # fmt: skip
+
+# Post: parcels that have arrived and are not done. `number` is the order of arrival over all nodes.
+post_in = sa.Table(
+    "post_in", METADATA,
+    _count("number", primary_key=True, autoincrement=False), _text("peer", index=True), _blob("body"),
+)  # fmt: skip
+
+# Post: how far the streams of other nodes have come; this is what tells a copy from a new parcel.
+post_positions = sa.Table(
+    "post_positions", METADATA,
+    _blob("stream_id", primary_key=True), _text("peer", index=True), _count("next_number"),
+    _moment("opened_at_ms"),
+)  # fmt: skip
