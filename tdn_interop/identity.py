@@ -31,6 +31,7 @@ EVENT = "tdn/v1/event"
 TREE_HEAD = "tdn/v1/tree-head"
 TRUST_BUNDLE = "tdn/v1/trust-bundle"
 STATUS_LIST = "tdn/v1/status-list"
+REVOCATION = "tdn/v1/revocation"
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,6 +82,12 @@ class Reason(enum.Enum):
     CERTIFICATE_EXPIRED = _row(7, "UNAUTHENTICATED", _B.PEER, _R.NO, 5,
         "A certificate has expired.", "证书已过期。",
         "Renew it: tdn enrol join TOKEN with a fresh token.", "请用新令牌执行 tdn enrol join TOKEN 续期。")
+    REVOKED = _row(8, "UNAUTHENTICATED", _B.PEER, _R.NO, 5,
+        "The node has been revoked, for ever.", "该节点已被永久吊销。",
+        "A revoked id never comes back: its operator enrols a new node under another id.", "已吊销的标识不可恢复，请其运营方以新标识重新入网。")
+    STATUS_STALE = _row(9, "UNAVAILABLE", _B.HUB, _R.LATER, 4,
+        "The newest list of revoked nodes is too old to begin a channel.", "吊销名单过旧，不能新建信道。",
+        "See how old it is (tdn registry status), check the link to the hub and its link to the top, and compare the clocks.", "用 tdn registry status 查看名单时间，检查到枢纽及枢纽到顶级节点的链路，并核对时钟。")
     # -- session and channel
     UNSUPPORTED_VERSION = _row(10, "FAILED_PRECONDITION", _B.NOBODY, _R.NO, 5,
         "The two sides have no protocol version in common.", "双方没有共同的协议版本。",

@@ -38,6 +38,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """This node has no certificate yet."""
     ERROR_REASON_CERTIFICATE_EXPIRED: _ErrorReason.ValueType  # 7
     """A certificate has expired."""
+    ERROR_REASON_REVOKED: _ErrorReason.ValueType  # 8
+    """The node has been revoked, for ever."""
+    ERROR_REASON_STATUS_STALE: _ErrorReason.ValueType  # 9
+    """The newest list of revoked nodes is too old to begin a channel."""
     ERROR_REASON_UNSUPPORTED_VERSION: _ErrorReason.ValueType  # 10
     """The two sides have no protocol version in common."""
     ERROR_REASON_SESSION_UNKNOWN: _ErrorReason.ValueType  # 11
@@ -168,6 +172,10 @@ ERROR_REASON_NOT_ENROLLED: ErrorReason.ValueType  # 6
 """This node has no certificate yet."""
 ERROR_REASON_CERTIFICATE_EXPIRED: ErrorReason.ValueType  # 7
 """A certificate has expired."""
+ERROR_REASON_REVOKED: ErrorReason.ValueType  # 8
+"""The node has been revoked, for ever."""
+ERROR_REASON_STATUS_STALE: ErrorReason.ValueType  # 9
+"""The newest list of revoked nodes is too old to begin a channel."""
 ERROR_REASON_UNSUPPORTED_VERSION: ErrorReason.ValueType  # 10
 """The two sides have no protocol version in common."""
 ERROR_REASON_SESSION_UNKNOWN: ErrorReason.ValueType  # 11
