@@ -92,6 +92,7 @@ class Channels:
         self._lost: dict[tuple[str, str], TdnError] = {}
         self._runs: set[asyncio.Task[None]] = set()
         self._closed = False
+        self.takes: Callable[[], None] = lambda: None  # raises while no new session is taken
 
     # -- messages ------------------------------------------------------------------------------
 
@@ -151,6 +152,11 @@ class Channels:
     def peers(self) -> list[str]:
         """Nodes with which there is a live session, connected or not."""
         return sorted({channel.peer for channel in self._live.values()})
+
+    @property
+    def sessions(self) -> list[Channel]:
+        """The live sessions, connected or not."""
+        return list(self._live.values())
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -255,6 +261,7 @@ class Channels:
         self._verify(stream, hello.credentials)
         channel = self._live.get(hello.session_id)
         if channel is None:
+            self.takes()
             self._check_room(peer)
             return self._make(hello.session_id, peer, dialled=False)
         guard("TDN-T-DLV-02").check(

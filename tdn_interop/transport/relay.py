@@ -24,7 +24,7 @@ from tdn_interop.transport.front import Front, socket_pair
 from tdn_interop.transport.records_wire import Join, Opening, Receipt
 from tdn_interop.transport.route import Way
 from tdn_interop.transport.trust import now_ms
-from tdn_interop.transport.tunnel import Counter, Leg, SocketLeg, splice
+from tdn_interop.transport.tunnel import Counter, Leg, Passage, SocketLeg, splice
 
 # Tunnels of others at once, as far as descriptors allow; nobody may hold more than half of the places.
 MAX_TUNNELS = 1024
@@ -95,6 +95,8 @@ class Tunnels:
         self._waiting: dict[bytes, _Waiting] = {}
         self._open: dict[bytes, str] = {}  # tunnel of others -> who answers for it
         self._tasks: set[asyncio.Task[object]] = set()
+        self.passing: dict[bytes, Passage] = {}  # what is carried now, tunnels that begin here included
+        self.takes: Callable[[], None] = _always  # raises while nothing new is taken
 
     @property
     def attached(self) -> list[str]:
@@ -198,6 +200,7 @@ class Tunnels:
     @contextlib.asynccontextmanager
     async def _place(self, opening: Opening, previous: str) -> AsyncIterator[None]:
         """The place of a tunnel of others, from its opening on. Errors: RESOURCE_EXHAUSTED, ALREADY_EXISTS."""
+        self.takes()
         # A node below answers for all that it sends; from above, the source does.
         account = opening.source if previous == self._parent else previous
         tunnel_id, held = opening.tunnel_id, list(self._open.values()).count(account)
@@ -261,9 +264,12 @@ class Tunnels:
         """Carry until the end, whatever ends it: a caller that is gone must not take the evidence along."""
         counter, started = Counter(), now_ms()
         signed = None
+        passage = Passage(opening, previous, onward.next, counter, started, leg)
+        self.passing[opening.tunnel_id] = passage
         try:
             await splice(leg, onward.leg, counter)
         finally:
+            del self.passing[opening.tunnel_id]
             leg.drop()
             onward.leg.drop()
             if self.me not in {previous, onward.next}:  # a relay has a node on either side
@@ -281,6 +287,10 @@ class Tunnels:
             counter.forward, counter.backward, started_at_ms, now_ms(),
         )  # fmt: skip
         return self._key.sign(identity.RECEIPT, records_wire.encode_receipt(receipt))
+
+
+def _always() -> None:
+    """What is asked for is taken."""
 
 
 def _nothing(_receipt: Signed | None) -> None:

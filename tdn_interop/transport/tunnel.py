@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -16,6 +17,7 @@ import grpc.aio
 
 from tdn_interop.errors import PeerProtocolError
 from tdn_interop.transport import records_wire
+from tdn_interop.transport.records_wire import Opening
 
 # One message carries at most this much; larger messages cost less CPU per byte but more memory.
 READ_BYTES = 1 << 20
@@ -151,6 +153,22 @@ class Counter:
     def __init__(self) -> None:
         self.forward = 0
         self.backward = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A tunnel while this node carries it: between whom, the neighbours on either side, bytes so far."""
+
+    opening: Opening
+    previous: str
+    next: str
+    counter: Counter
+    started_at_ms: int
+    source: Leg
+
+    async def end(self) -> None:
+        """End it in good order: both sides get the receipt, the ends find another way."""
+        await self.source.close()
 
 
 async def splice(source: Leg, target: Leg, counter: Counter) -> None:
