@@ -4,6 +4,8 @@ import grpc
 import warnings
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as tdn_dot_app_dot_v1_dot_control__service__pb2
+from tdn_interop._pb.tdn.app.v1 import drain_pb2 as tdn_dot_app_dot_v1_dot_drain__pb2
+from tdn_interop._pb.tdn.app.v1 import snapshot_pb2 as tdn_dot_app_dot_v1_dot_snapshot__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
 GRPC_VERSION = grpc.__version__
@@ -114,6 +116,21 @@ class NodeControlServiceStub(object):
                 '/tdn.app.v1.NodeControlService/ReceiveFile',
                 request_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileRequest.SerializeToString,
                 response_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileResponse.FromString,
+                _registered_method=True)
+        self.GetSnapshot = channel.unary_unary(
+                '/tdn.app.v1.NodeControlService/GetSnapshot',
+                request_serializer=tdn_dot_app_dot_v1_dot_snapshot__pb2.GetSnapshotRequest.SerializeToString,
+                response_deserializer=tdn_dot_app_dot_v1_dot_snapshot__pb2.GetSnapshotResponse.FromString,
+                _registered_method=True)
+        self.Drain = channel.unary_stream(
+                '/tdn.app.v1.NodeControlService/Drain',
+                request_serializer=tdn_dot_app_dot_v1_dot_drain__pb2.DrainRequest.SerializeToString,
+                response_deserializer=tdn_dot_app_dot_v1_dot_drain__pb2.DrainResponse.FromString,
+                _registered_method=True)
+        self.Undrain = channel.unary_unary(
+                '/tdn.app.v1.NodeControlService/Undrain',
+                request_serializer=tdn_dot_app_dot_v1_dot_drain__pb2.UndrainRequest.SerializeToString,
+                response_deserializer=tdn_dot_app_dot_v1_dot_drain__pb2.UndrainResponse.FromString,
                 _registered_method=True)
 
 
@@ -233,6 +250,27 @@ class NodeControlServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSnapshot(self, request, context):
+        """Shows what the node is doing at this moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Drain(self, request, context):
+        """Takes nothing new, waits for what is under way, then stops the node; it goes on when the caller is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Undrain(self, request, context):
+        """Takes a drain back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeControlServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -315,6 +353,21 @@ def add_NodeControlServiceServicer_to_server(servicer, server):
                     servicer.ReceiveFile,
                     request_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileRequest.FromString,
                     response_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileResponse.SerializeToString,
+            ),
+            'GetSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSnapshot,
+                    request_deserializer=tdn_dot_app_dot_v1_dot_snapshot__pb2.GetSnapshotRequest.FromString,
+                    response_serializer=tdn_dot_app_dot_v1_dot_snapshot__pb2.GetSnapshotResponse.SerializeToString,
+            ),
+            'Drain': grpc.unary_stream_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=tdn_dot_app_dot_v1_dot_drain__pb2.DrainRequest.FromString,
+                    response_serializer=tdn_dot_app_dot_v1_dot_drain__pb2.DrainResponse.SerializeToString,
+            ),
+            'Undrain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Undrain,
+                    request_deserializer=tdn_dot_app_dot_v1_dot_drain__pb2.UndrainRequest.FromString,
+                    response_serializer=tdn_dot_app_dot_v1_dot_drain__pb2.UndrainResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -750,6 +803,87 @@ class NodeControlService(object):
             '/tdn.app.v1.NodeControlService/ReceiveFile',
             tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileRequest.SerializeToString,
             tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tdn.app.v1.NodeControlService/GetSnapshot',
+            tdn_dot_app_dot_v1_dot_snapshot__pb2.GetSnapshotRequest.SerializeToString,
+            tdn_dot_app_dot_v1_dot_snapshot__pb2.GetSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tdn.app.v1.NodeControlService/Drain',
+            tdn_dot_app_dot_v1_dot_drain__pb2.DrainRequest.SerializeToString,
+            tdn_dot_app_dot_v1_dot_drain__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Undrain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tdn.app.v1.NodeControlService/Undrain',
+            tdn_dot_app_dot_v1_dot_drain__pb2.UndrainRequest.SerializeToString,
+            tdn_dot_app_dot_v1_dot_drain__pb2.UndrainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -6,6 +6,8 @@ What the owner of a node may ask of it, on a unix socket that only the owner can
 from collections import abc as _abc
 from grpc import aio as _aio
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as _control_service_pb2
+from tdn_interop._pb.tdn.app.v1 import drain_pb2 as _drain_pb2
+from tdn_interop._pb.tdn.app.v1 import snapshot_pb2 as _snapshot_pb2
 import abc as _abc_1
 import grpc as _grpc
 import sys
@@ -65,6 +67,12 @@ class NodeControlServiceStub:
     """Sends a file on a channel topic and reports progress."""
     ReceiveFile: _grpc.UnaryStreamMultiCallable[_control_service_pb2.ReceiveFileRequest, _control_service_pb2.ReceiveFileResponse]
     """Receives a file from a channel topic and reports progress."""
+    GetSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]
+    """Shows what the node is doing at this moment."""
+    Drain: _grpc.UnaryStreamMultiCallable[_drain_pb2.DrainRequest, _drain_pb2.DrainResponse]
+    """Takes nothing new, waits for what is under way, then stops the node; it goes on when the caller is gone."""
+    Undrain: _grpc.UnaryUnaryMultiCallable[_drain_pb2.UndrainRequest, _drain_pb2.UndrainResponse]
+    """Takes a drain back."""
 
 @_typing.type_check_only
 class NodeControlServiceAsyncStub(NodeControlServiceStub):
@@ -103,6 +111,12 @@ class NodeControlServiceAsyncStub(NodeControlServiceStub):
     """Sends a file on a channel topic and reports progress."""
     ReceiveFile: _aio.UnaryStreamMultiCallable[_control_service_pb2.ReceiveFileRequest, _control_service_pb2.ReceiveFileResponse]  # type: ignore[assignment]
     """Receives a file from a channel topic and reports progress."""
+    GetSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]  # type: ignore[assignment]
+    """Shows what the node is doing at this moment."""
+    Drain: _aio.UnaryStreamMultiCallable[_drain_pb2.DrainRequest, _drain_pb2.DrainResponse]  # type: ignore[assignment]
+    """Takes nothing new, waits for what is under way, then stops the node; it goes on when the caller is gone."""
+    Undrain: _aio.UnaryUnaryMultiCallable[_drain_pb2.UndrainRequest, _drain_pb2.UndrainResponse]  # type: ignore[assignment]
+    """Takes a drain back."""
 
 class NodeControlServiceServicer(metaclass=_abc_1.ABCMeta):
     """The command line and the console of a node talk to it here."""
@@ -234,5 +248,29 @@ class NodeControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_service_pb2.ReceiveFileResponse], _abc.AsyncIterator[_control_service_pb2.ReceiveFileResponse]]:
         """Receives a file from a channel topic and reports progress."""
+
+    @_abc_1.abstractmethod
+    def GetSnapshot(
+        self,
+        request: _snapshot_pb2.GetSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_pb2.GetSnapshotResponse, _abc.Awaitable[_snapshot_pb2.GetSnapshotResponse]]:
+        """Shows what the node is doing at this moment."""
+
+    @_abc_1.abstractmethod
+    def Drain(
+        self,
+        request: _drain_pb2.DrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_drain_pb2.DrainResponse], _abc.AsyncIterator[_drain_pb2.DrainResponse]]:
+        """Takes nothing new, waits for what is under way, then stops the node; it goes on when the caller is gone."""
+
+    @_abc_1.abstractmethod
+    def Undrain(
+        self,
+        request: _drain_pb2.UndrainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_drain_pb2.UndrainResponse, _abc.Awaitable[_drain_pb2.UndrainResponse]]:
+        """Takes a drain back."""
 
 def add_NodeControlServiceServicer_to_server(servicer: NodeControlServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
