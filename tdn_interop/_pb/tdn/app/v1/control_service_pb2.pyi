@@ -1022,22 +1022,28 @@ class SendFileRequest(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     TOPIC_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node id of the receiver."""
     topic: _builtins.str
     """Topic name."""
     path: _builtins.str
     """Absolute path of the file."""
+    transfer_id: _builtins.str
+    """32 hexadecimal characters, chosen by the caller: asking again with the same id follows the same transfer.
+    Empty: the node chooses one.
+    """
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         topic: _builtins.str = ...,
         path: _builtins.str = ...,
+        transfer_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "path", b"path", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id", "path", b"path", "topic", b"topic", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1053,6 +1059,10 @@ class SendFileResponse(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    RESUMES_FIELD_NUMBER: _builtins.int
+    RESENT_BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
     sent_bytes: _builtins.int
     """Bytes handed to the channel."""
     total_bytes: _builtins.int
@@ -1061,6 +1071,14 @@ class SendFileResponse(_message.Message):
     """True when the receiver has acknowledged everything."""
     sha256: _builtins.str
     """Hexadecimal SHA-256 of the file, when done."""
+    resumes: _builtins.int
+    """How often the transfer went on after an interruption."""
+    resent_bytes: _builtins.int
+    """Bytes that were sent more than once; after a restart of this node, the most that it can have been."""
+    seconds: _builtins.float
+    """Seconds since the transfer was asked for."""
+    transfer_id: _builtins.str
+    """The id of the transfer."""
     def __init__(
         self,
         *,
@@ -1068,10 +1086,14 @@ class SendFileResponse(_message.Message):
         total_bytes: _builtins.int = ...,
         done: _builtins.bool = ...,
         sha256: _builtins.str = ...,
+        resumes: _builtins.int = ...,
+        resent_bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        transfer_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "sent_bytes", b"sent_bytes", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "resent_bytes", b"resent_bytes", "resumes", b"resumes", "seconds", b"seconds", "sent_bytes", b"sent_bytes", "sha256", b"sha256", "total_bytes", b"total_bytes", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1086,22 +1108,28 @@ class ReceiveFileRequest(_message.Message):
     TOPIC_FIELD_NUMBER: _builtins.int
     OUT_FIELD_NUMBER: _builtins.int
     TIMEOUT_S_FIELD_NUMBER: _builtins.int
+    RECEIVE_ID_FIELD_NUMBER: _builtins.int
     topic: _builtins.str
     """Topic name."""
     out: _builtins.str
     """Absolute path of the new file. It appears only when it is complete."""
     timeout_s: _builtins.float
     """Seconds to wait for the first byte; 0 waits for ever."""
+    receive_id: _builtins.str
+    """32 hexadecimal characters, chosen by the caller: asking again with the same id follows the same file.
+    Empty: the node chooses one.
+    """
     def __init__(
         self,
         *,
         topic: _builtins.str = ...,
         out: _builtins.str = ...,
         timeout_s: _builtins.float = ...,
+        receive_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["out", b"out", "timeout_s", b"timeout_s", "topic", b"topic"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["out", b"out", "receive_id", b"receive_id", "timeout_s", b"timeout_s", "topic", b"topic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1118,6 +1146,10 @@ class ReceiveFileResponse(_message.Message):
     SENDER_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
     SHA256_FIELD_NUMBER: _builtins.int
+    RESUMES_FIELD_NUMBER: _builtins.int
+    RESENT_BYTES_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
     received_bytes: _builtins.int
     """Bytes written."""
     total_bytes: _builtins.int
@@ -1128,6 +1160,14 @@ class ReceiveFileResponse(_message.Message):
     """True when the file is complete and its digest fits."""
     sha256: _builtins.str
     """Hexadecimal SHA-256 of the file, when done."""
+    resumes: _builtins.int
+    """How often the transfer went on after an interruption."""
+    resent_bytes: _builtins.int
+    """Bytes that came more than once."""
+    seconds: _builtins.float
+    """Seconds since the file was accepted."""
+    transfer_id: _builtins.str
+    """The id of the transfer, chosen by its sender."""
     def __init__(
         self,
         *,
@@ -1136,11 +1176,173 @@ class ReceiveFileResponse(_message.Message):
         sender: _builtins.str = ...,
         done: _builtins.bool = ...,
         sha256: _builtins.str = ...,
+        resumes: _builtins.int = ...,
+        resent_bytes: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+        transfer_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "received_bytes", b"received_bytes", "sender", b"sender", "sha256", b"sha256", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done", b"done", "received_bytes", b"received_bytes", "resent_bytes", b"resent_bytes", "resumes", b"resumes", "seconds", b"seconds", "sender", b"sender", "sha256", b"sha256", "total_bytes", b"total_bytes", "transfer_id", b"transfer_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReceiveFileResponse: _TypeAlias = ReceiveFileResponse  # noqa: Y015
+
+@_typing.final
+class ListTransfersRequest(_message.Message):
+    """No parameters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTransfersRequest: _TypeAlias = ListTransfersRequest  # noqa: Y015
+
+@_typing.final
+class ListTransfersResponse(_message.Message):
+    """All transfers on record."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def transfers(self) -> _containers.RepeatedCompositeFieldContainer[Global___FileTransfer]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        transfers: _abc.Iterable[Global___FileTransfer] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfers", b"transfers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTransfersResponse: _TypeAlias = ListTransfersResponse  # noqa: Y015
+
+@_typing.final
+class FileTransfer(_message.Message):
+    """A transfer as this node sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    DIRECTION_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    TOPIC_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    STORED_BYTES_FIELD_NUMBER: _builtins.int
+    RESUMES_FIELD_NUMBER: _builtins.int
+    RESENT_BYTES_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_MS_FIELD_NUMBER: _builtins.int
+    ENDED_AT_MS_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.str
+    """The id of the transfer."""
+    direction: _builtins.str
+    """`out` or `in`."""
+    peer: _builtins.str
+    """Node id of the other side."""
+    topic: _builtins.str
+    """Topic name."""
+    path: _builtins.str
+    """Absolute path of the file."""
+    state: _builtins.str
+    """`QUEUED`, `RUNNING`, `DONE` or `FAILED` of a file that goes out; `RECEIVING`, `COMPLETE`, `DELIVERED` or
+    `FAILED` of one that comes in.
+    """
+    total_bytes: _builtins.int
+    """Size of the file."""
+    stored_bytes: _builtins.int
+    """Bytes that the receiver has on record."""
+    resumes: _builtins.int
+    """How often it went on after an interruption."""
+    resent_bytes: _builtins.int
+    """Bytes that were moved more than once."""
+    sha256: _builtins.str
+    """Hexadecimal SHA-256 of the file, empty before it is known."""
+    created_at_ms: _builtins.int
+    """When it began, milliseconds since the epoch."""
+    ended_at_ms: _builtins.int
+    """When it ended, 0 before."""
+    @_builtins.property
+    def failure(self) -> _failure_pb2.Failure:
+        """Why it failed."""
+
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.str = ...,
+        direction: _builtins.str = ...,
+        peer: _builtins.str = ...,
+        topic: _builtins.str = ...,
+        path: _builtins.str = ...,
+        state: _builtins.str = ...,
+        total_bytes: _builtins.int = ...,
+        stored_bytes: _builtins.int = ...,
+        resumes: _builtins.int = ...,
+        resent_bytes: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        failure: _failure_pb2.Failure | None = ...,
+        created_at_ms: _builtins.int = ...,
+        ended_at_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at_ms", b"created_at_ms", "direction", b"direction", "ended_at_ms", b"ended_at_ms", "failure", b"failure", "path", b"path", "peer", b"peer", "resent_bytes", b"resent_bytes", "resumes", b"resumes", "sha256", b"sha256", "state", b"state", "stored_bytes", b"stored_bytes", "topic", b"topic", "total_bytes", b"total_bytes", "transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FileTransfer: _TypeAlias = FileTransfer  # noqa: Y015
+
+@_typing.final
+class CancelTransferRequest(_message.Message):
+    """Which one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSFER_ID_FIELD_NUMBER: _builtins.int
+    transfer_id: _builtins.str
+    """The id of the transfer or an unambiguous start of it."""
+    def __init__(
+        self,
+        *,
+        transfer_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["transfer_id", b"transfer_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTransferRequest: _TypeAlias = CancelTransferRequest  # noqa: Y015
+
+@_typing.final
+class CancelTransferResponse(_message.Message):
+    """No content."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelTransferResponse: _TypeAlias = CancelTransferResponse  # noqa: Y015

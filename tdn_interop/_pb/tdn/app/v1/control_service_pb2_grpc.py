@@ -117,6 +117,16 @@ class NodeControlServiceStub(object):
                 request_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileRequest.SerializeToString,
                 response_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileResponse.FromString,
                 _registered_method=True)
+        self.ListTransfers = channel.unary_unary(
+                '/tdn.app.v1.NodeControlService/ListTransfers',
+                request_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ListTransfersRequest.SerializeToString,
+                response_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ListTransfersResponse.FromString,
+                _registered_method=True)
+        self.CancelTransfer = channel.unary_unary(
+                '/tdn.app.v1.NodeControlService/CancelTransfer',
+                request_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferRequest.SerializeToString,
+                response_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferResponse.FromString,
+                _registered_method=True)
         self.GetSnapshot = channel.unary_unary(
                 '/tdn.app.v1.NodeControlService/GetSnapshot',
                 request_serializer=tdn_dot_app_dot_v1_dot_snapshot__pb2.GetSnapshotRequest.SerializeToString,
@@ -250,6 +260,20 @@ class NodeControlServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTransfers(self, request, context):
+        """Lists the transfers of files, in both directions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelTransfer(self, request, context):
+        """Gives up a transfer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSnapshot(self, request, context):
         """Shows what the node is doing at this moment.
         """
@@ -353,6 +377,16 @@ def add_NodeControlServiceServicer_to_server(servicer, server):
                     servicer.ReceiveFile,
                     request_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileRequest.FromString,
                     response_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileResponse.SerializeToString,
+            ),
+            'ListTransfers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTransfers,
+                    request_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ListTransfersRequest.FromString,
+                    response_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.ListTransfersResponse.SerializeToString,
+            ),
+            'CancelTransfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelTransfer,
+                    request_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferRequest.FromString,
+                    response_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferResponse.SerializeToString,
             ),
             'GetSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSnapshot,
@@ -803,6 +837,60 @@ class NodeControlService(object):
             '/tdn.app.v1.NodeControlService/ReceiveFile',
             tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileRequest.SerializeToString,
             tdn_dot_app_dot_v1_dot_control__service__pb2.ReceiveFileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTransfers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tdn.app.v1.NodeControlService/ListTransfers',
+            tdn_dot_app_dot_v1_dot_control__service__pb2.ListTransfersRequest.SerializeToString,
+            tdn_dot_app_dot_v1_dot_control__service__pb2.ListTransfersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelTransfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tdn.app.v1.NodeControlService/CancelTransfer',
+            tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferRequest.SerializeToString,
+            tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferResponse.FromString,
             options,
             channel_credentials,
             insecure,

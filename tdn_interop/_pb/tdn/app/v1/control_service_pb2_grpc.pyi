@@ -67,6 +67,10 @@ class NodeControlServiceStub:
     """Sends a file on a channel topic and reports progress."""
     ReceiveFile: _grpc.UnaryStreamMultiCallable[_control_service_pb2.ReceiveFileRequest, _control_service_pb2.ReceiveFileResponse]
     """Receives a file from a channel topic and reports progress."""
+    ListTransfers: _grpc.UnaryUnaryMultiCallable[_control_service_pb2.ListTransfersRequest, _control_service_pb2.ListTransfersResponse]
+    """Lists the transfers of files, in both directions."""
+    CancelTransfer: _grpc.UnaryUnaryMultiCallable[_control_service_pb2.CancelTransferRequest, _control_service_pb2.CancelTransferResponse]
+    """Gives up a transfer."""
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]
     """Shows what the node is doing at this moment."""
     Drain: _grpc.UnaryStreamMultiCallable[_drain_pb2.DrainRequest, _drain_pb2.DrainResponse]
@@ -111,6 +115,10 @@ class NodeControlServiceAsyncStub(NodeControlServiceStub):
     """Sends a file on a channel topic and reports progress."""
     ReceiveFile: _aio.UnaryStreamMultiCallable[_control_service_pb2.ReceiveFileRequest, _control_service_pb2.ReceiveFileResponse]  # type: ignore[assignment]
     """Receives a file from a channel topic and reports progress."""
+    ListTransfers: _aio.UnaryUnaryMultiCallable[_control_service_pb2.ListTransfersRequest, _control_service_pb2.ListTransfersResponse]  # type: ignore[assignment]
+    """Lists the transfers of files, in both directions."""
+    CancelTransfer: _aio.UnaryUnaryMultiCallable[_control_service_pb2.CancelTransferRequest, _control_service_pb2.CancelTransferResponse]  # type: ignore[assignment]
+    """Gives up a transfer."""
     GetSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]  # type: ignore[assignment]
     """Shows what the node is doing at this moment."""
     Drain: _aio.UnaryStreamMultiCallable[_drain_pb2.DrainRequest, _drain_pb2.DrainResponse]  # type: ignore[assignment]
@@ -248,6 +256,22 @@ class NodeControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_control_service_pb2.ReceiveFileResponse], _abc.AsyncIterator[_control_service_pb2.ReceiveFileResponse]]:
         """Receives a file from a channel topic and reports progress."""
+
+    @_abc_1.abstractmethod
+    def ListTransfers(
+        self,
+        request: _control_service_pb2.ListTransfersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_service_pb2.ListTransfersResponse, _abc.Awaitable[_control_service_pb2.ListTransfersResponse]]:
+        """Lists the transfers of files, in both directions."""
+
+    @_abc_1.abstractmethod
+    def CancelTransfer(
+        self,
+        request: _control_service_pb2.CancelTransferRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_control_service_pb2.CancelTransferResponse, _abc.Awaitable[_control_service_pb2.CancelTransferResponse]]:
+        """Gives up a transfer."""
 
     @_abc_1.abstractmethod
     def GetSnapshot(
