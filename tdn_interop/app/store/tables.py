@@ -113,6 +113,12 @@ log_anchors = sa.Table(
     _count("leaf_index"),
 )  # fmt: skip
 
+# Whom this node has revoked, for ever; `by` decided it.
+revocations = sa.Table(
+    "revocations", METADATA,
+    _text("node_id", primary_key=True), _moment("at_ms"), _text("reason"), _text("by"),
+)  # fmt: skip
+
 # What relays signed about tunnels.
 receipts = sa.Table(
     "receipts", METADATA,
@@ -143,4 +149,22 @@ post_positions = sa.Table(
     "post_positions", METADATA,
     _blob("stream_id", primary_key=True), _text("peer", index=True), _count("next_number"),
     _moment("opened_at_ms"),
+)  # fmt: skip
+
+# Files that go out; of the content only path and offset are kept.
+transfers_out = sa.Table(
+    "transfers_out", METADATA,
+    _text("transfer_id", primary_key=True), _text("peer"), _text("topic"), _text("path"), _count("size_bytes"),
+    _count("mtime_ns"), _count("inode"), _count("acknowledged"), _text("state"), _number("attempt"),
+    _number("resumes"), _count("resent_bytes"), _text("sha256"), _json("failure", nullable=True),
+    _moment("created_at_ms"), _moment("ended_at_ms"),
+)  # fmt: skip
+
+# Files that come in. The id is the sender's choice, so that the same file never comes twice.
+transfers_in = sa.Table(
+    "transfers_in", METADATA,
+    _text("transfer_id", primary_key=True), _text("sender"), _text("topic"), _count("size_bytes"),
+    _text("receive_id", unique=True), _text("out"), _text("part"), _count("stored"), _text("state"),
+    _number("attempt"), _number("resumes"), _count("resent_bytes"), _text("sha256"),
+    _json("failure", nullable=True), _moment("created_at_ms"), _moment("ended_at_ms"),
 )  # fmt: skip
