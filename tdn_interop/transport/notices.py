@@ -39,10 +39,16 @@ class _Kind:
 
 
 class Notices:
-    """Keeps the newest notice of each kind and top in `folder`, and tells who follows."""
+    """Keeps the newest notice of each kind and top in `folder`, and tells who follows.
 
-    def __init__(self, folder: Path) -> None:
+    `own` is the top of this node: what it said is read first, for it tells whom else to trust; `knows` says
+    whether a top is trusted. What others sign is nothing to us: a neighbour may trust tops that we do not.
+    """
+
+    def __init__(self, folder: Path, own: str = "", knows: Callable[[str], bool] = lambda _top: True) -> None:
         self._folder = folder
+        self._own = own
+        self._knows = knows
         self._kinds: dict[str, _Kind] = {}
         self._known: dict[tuple[str, str], _Known] = {}
         self._order = 0
@@ -60,12 +66,11 @@ class Notices:
         is called with each one that is newer than the one before, and with those that were kept.
         """
         self._kinds[kind] = _Kind(verify, took)
-        for file in sorted(self._folder.glob(f"{kind}-*.bin")):
+        first = self._folder / f"{kind}-{self._own}.bin"
+        for file in sorted(self._folder.glob(f"{kind}-*.bin"), key=lambda file: (file != first, file)):
             try:
                 self._take(kind, records_wire.decode_signed(file.read_bytes()), keep=False)
-            except (
-                TdnError
-            ) as error:  # damaged, or of a top that is not trusted any more; it comes again if it counts
+            except TdnError as error:  # damaged; if it still counts, it comes again
                 _log.warning("notice dropped", file=file.name, reason=error.reason.name)
 
     def offer(self, kind: str, signed: Signed) -> bool:
@@ -95,7 +100,7 @@ class Notices:
 
     def _take(self, kind: str, signed: Signed, *, keep: bool) -> bool:
         before = self._known.get((kind, signed.signer))
-        if before and before.signed == signed:
+        if (before and before.signed == signed) or not self._knows(signed.signer):
             return False
         version = self._kinds[kind].verify(signed)
         if before and version < before.version:

@@ -78,6 +78,26 @@ def create_root(top: str) -> Authority:
     return Authority(certificate.sign(key, hashes.SHA256()), key)
 
 
+def read_root(root_der: bytes, top: str) -> x509.Certificate:
+    """A root that can vouch for `top` and nodes below it only. Errors: INVALID_REQUEST.
+
+    The constraint must be critical: a verifier that does not know it must not accept the chain (RFC 5280
+    section 4.2.1.10).
+    """
+    try:
+        certificate = x509.load_der_x509_certificate(root_der)
+        names = certificate.extensions.get_extension_for_class(x509.NameConstraints)
+        may_sign = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        bound = names.critical and names.value == x509.NameConstraints([x509.DNSName(top)], None)
+        ok = may_sign and bound and isinstance(certificate.public_key(), ec.EllipticCurvePublicKey)
+    except UNREADABLE:
+        ok = False
+    guard("TDN-T-IDN-08").check(
+        ok, Reason.INVALID_REQUEST, f"this is no root that is constrained to names of {top}"
+    )
+    return certificate
+
+
 def request(node: str, key: ec.EllipticCurvePrivateKey) -> bytes:
     """PKCS #10 request for `node`, DER."""
     builder = x509.CertificateSigningRequestBuilder().subject_name(_name(node))

@@ -1,7 +1,8 @@
 """What a node believes, and the steps in which it decides who the other end of a connection is.
 
-The trust of a node is two things from its enrolment token: the digest of the root certificate and
-the identity key of the top. A hub is its children's CA and could issue a certificate for an
+The trust of a node begins with two things from its enrolment token: the digest of the root certificate
+and the identity key of the top. Bundles that this top signs add the tops it is federated with; each top
+vouches for its own tree only. A hub is its children's CA and could issue a certificate for an
 impostor; therefore the identity key, which the hub never had, must delegate each TLS key.
 """
 
@@ -13,12 +14,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tdn_interop import identity
+from tdn_interop import identity, ids
 from tdn_interop.errors import ConfigError, Reason, Refused, guard
 from tdn_interop.identity import Credentials, Identity, Signed
 from tdn_interop.transport import records_wire as records
+from tdn_interop.transport import trust_wire
 from tdn_interop.transport.pki import PeerCertificate
 from tdn_interop.transport.records_wire import NodeRecord
+from tdn_interop.transport.trust_wire import TrustBundle
+
+# Clocks of honest nodes differ by less.
+SKEW_MS = 600_000
 
 
 def now_ms() -> int:
@@ -76,22 +82,59 @@ class Trust:
         clock: Callable[[], int] = now_ms,
     ) -> None:
         self.top = top
-        self.top_identity_key = top_identity_key
+        self._keys = {top: top_identity_key}
         self._pin = pin
         self._clock = clock
 
-    def record(self, signed: Signed) -> NodeRecord:
-        """The record, if the top signed it. Errors: SIGNATURE_INVALID, INVALID_REQUEST."""
-        ok = signed.signer == self.top and identity.verify(
-            identity.NODE_RECORD, signed, self.top_identity_key
+    @property
+    def tops(self) -> list[str]:
+        """Tops that are trusted, our own among them."""
+        return sorted(self._keys)
+
+    def knows(self, top: str) -> bool:
+        """True when this top is trusted."""
+        return top in self._keys
+
+    def bundle(self, signed: Signed) -> TrustBundle:
+        """The bundle of a trusted top. Errors: SIGNATURE_INVALID, INVALID_REQUEST, IDENTITY_MISMATCH."""
+        self.signed_by_top(identity.TRUST_BUNDLE, signed)
+        bundle = trust_wire.decode_bundle(signed.statement)
+        same = bundle.top == signed.signer and bundle.own.identity_key == self._keys[signed.signer]
+        guard("TDN-T-IDN-08").check(
+            same, Reason.IDENTITY_MISMATCH, f"the bundle that {signed.signer} signed is for another top or key", Refused
+        )  # fmt: skip
+        soon = bundle.issued_at_ms <= self._clock() + SKEW_MS
+        guard("TDN-T-IDN-08").check(
+            soon, Reason.INVALID_REQUEST, f"the bundle of {bundle.top} is from the future; compare the clocks"
         )
-        guard("TDN-T-IDN-06").check(ok, Reason.SIGNATURE_INVALID, "the top did not sign this node record")
-        return records.decode_record(signed.statement)
+        return bundle
+
+    def adopt(self, bundle: TrustBundle) -> None:
+        """From now on trust whom our own top's bundle names."""
+        self._keys = {top.top: top.identity_key for top in bundle.tops}
+
+    def signed_by_top(self, context: str, signed: Signed) -> None:
+        """Check that a trusted top signed a statement for this purpose. Errors: SIGNATURE_INVALID."""
+        key = self._keys.get(signed.signer)
+        ok = key is not None and identity.verify(context, signed, key)
+        guard("TDN-T-IDN-06").check(
+            ok, Reason.SIGNATURE_INVALID, f"the signature of {signed.signer} as a top does not verify"
+        )
+
+    def record(self, signed: Signed) -> NodeRecord:
+        """The record of a node, if its top signed it. Errors: SIGNATURE_INVALID, INVALID_REQUEST, IDENTITY_MISMATCH."""
+        self.signed_by_top(identity.NODE_RECORD, signed)
+        record, top = records.decode_record(signed.statement), signed.signer
+        within = record.node_id == top or ids.is_below(record.node_id, top)
+        guard("TDN-T-IDN-08").check(
+            within, Reason.IDENTITY_MISMATCH, f"{top} cannot vouch for {record.node_id}", Refused
+        )
+        return record
 
     def verify(self, peer: PeerCertificate, credentials: Credentials) -> NodeRecord:
         """Decide who is behind a connection. Errors: IDENTITY_MISMATCH, SIGNATURE_INVALID.
 
-        1. The top signed the record.
+        1. The top of the node signed the record.
         2. The record names the node that the certificate of the connection names.
         3. The key is the one this node has seen before under that name, if it has seen one.
         4. That key signed the delegation, and the delegation is valid now.
@@ -116,11 +159,11 @@ class Trust:
             f"{peer.node}'s identity key did not delegate a TLS key",
             Refused,
         )
-        valid = (
-            delegation.node_id == peer.node
-            and delegation.not_before_ms <= self._clock() <= delegation.not_after_ms
-        )
-        check(valid, Reason.IDENTITY_MISMATCH, f"{peer.node}'s delegation is not valid now", Refused)
+        check(delegation.node_id == peer.node, Reason.IDENTITY_MISMATCH,
+              f"{peer.node} shows a delegation of {delegation.node_id}", Refused)  # fmt: skip
+        valid = delegation.not_before_ms <= self._clock() <= delegation.not_after_ms
+        words = f"{peer.node}'s delegation is not valid now; compare the clocks"
+        check(valid, Reason.IDENTITY_MISMATCH, words, Refused)
         bound = delegation.tls_key_sha256 == peer.tls_key_sha256  # 5
         check(bound, Reason.IDENTITY_MISMATCH, f"{peer.node}'s delegation is for another TLS key", Refused)
         return record

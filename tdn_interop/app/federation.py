@@ -1,0 +1,190 @@
+"""Whom a hierarchy trusts: the bundle that a top signs, and agreements with other tops.
+
+A top states in a bundle its own roots and those of the tops it is federated with. Every node below takes
+the newest bundle: its TLS accepts the roots, its `Trust` the tops' signatures. Federation is agreed from
+both sides: each operator hands the other a text and compares its fingerprints on another way.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+from cryptography import x509
+
+from tdn_interop import identity
+from tdn_interop.app.evidence.log import EvidenceLog
+from tdn_interop.app.standing import Standing
+from tdn_interop.app.store.engine import Store
+from tdn_interop.config import NodeConfig
+from tdn_interop.errors import ConfigError, Reason, Refused, TdnError, guard
+from tdn_interop.identity import Signed, fingerprint
+from tdn_interop.transport import pki, records_wire, trust_wire
+from tdn_interop.transport.notices import TRUST_BUNDLE, Notices
+from tdn_interop.transport.trust import Trust, now_ms
+from tdn_interop.transport.trust_wire import TrustBundle, TrustedTop
+
+
+class Federation:
+    """Keeps the trust of one node at the newest bundle of its top; at a top, issues the bundles."""
+
+    def __init__(self, standing: Standing, trust: Trust, notices: Notices, log: EvidenceLog) -> None:
+        self._key = standing.key
+        self._roots = standing.files.root
+        self._is_top = not standing.membership.parent
+        self._trust = trust
+        self._notices = notices
+        self._log = log
+        notices.add(TRUST_BUNDLE, lambda signed: trust.bundle(signed).version, self._took)
+
+    def start(self) -> None:
+        """A top that has never issued a bundle issues its first one."""
+        if self._is_top and self.signed is None:
+            roots = x509.load_pem_x509_certificates(self._roots.read_bytes())
+            own = TrustedTop(self._key.node, self._key.public_key, tuple(map(pki.der, roots)))
+            self.issue((own,))
+
+    @property
+    def signed(self) -> Signed | None:
+        """The newest bundle of our top; None while the enrolment token is all there is."""
+        return self._notices.newest(TRUST_BUNDLE, self._trust.top)
+
+    @property
+    def bundle(self) -> TrustBundle:
+        """The newest bundle of our top. Errors: STATE_CONFLICT when there is none yet."""
+        signed = self.signed
+        if signed is None:
+            words = f"no trust bundle of {self._trust.top} has come yet"
+            guard("TDN-T-IDN-08").refuse(Reason.STATE_CONFLICT, words, Refused)
+        return trust_wire.decode_bundle(signed.statement)
+
+    def issue(self, tops: Sequence[TrustedTop]) -> None:
+        """Sign and publish the next bundle. Errors: UNSUPPORTED at a node that is no top, INVALID_REQUEST."""
+        self._publish(self._next(tops))
+
+    def _next(self, tops: Sequence[TrustedTop]) -> TrustBundle:
+        guard("TDN-T-IDN-08").check(
+            self._is_top, Reason.UNSUPPORTED, f"{self._key.node} is no top and issues no bundle", Refused
+        )
+        version = self.bundle.version + 1 if self.signed else 1
+        bundle = TrustBundle(self._key.node, version, now_ms(), tuple(tops))
+        return trust_wire.decode_bundle(trust_wire.encode_bundle(bundle))  # as everybody will check it
+
+    def _publish(self, bundle: TrustBundle) -> None:
+        self._notices.offer(
+            TRUST_BUNDLE, self._key.sign(identity.TRUST_BUNDLE, trust_wire.encode_bundle(bundle))
+        )
+
+    def card(self) -> str:
+        """What to hand to the operator of another top: a text that names this top, its key and its roots."""
+        guard("TDN-T-IDN-08").check(
+            self._is_top, Reason.UNSUPPORTED, f"{self._key.node} is no top; ask the operator of its top", Refused
+        )  # fmt: skip
+        own = TrustBundle(self._key.node, 0, now_ms(), (self.bundle.own,))
+        signed = self._key.sign(identity.FEDERATION, trust_wire.encode_bundle(own))
+        return base64.urlsafe_b64encode(records_wire.encode_signed(signed)).decode().rstrip("=")
+
+    async def add(self, other: TrustedTop) -> None:
+        """Trust another top from now on, here and below; again after it has new roots.
+
+        Errors: INVALID_REQUEST for ourselves; IDENTITY_MISMATCH when we know it with another identity key.
+        """
+        bundle = self.bundle
+        rest = [top for top in bundle.tops if top.top != other.top]
+        known = next((top for top in bundle.tops if top.top == other.top), other)
+        check = guard("TDN-T-IDN-08").check
+        check(
+            other.top != self._key.node,
+            Reason.INVALID_REQUEST,
+            "a top is not federated with itself",
+            ConfigError,
+        )
+        check(known.identity_key == other.identity_key, Reason.IDENTITY_MISMATCH,
+              f"{other.top} is known here with another identity key; end that federation first", Refused)  # fmt: skip
+        fresh = self._next((*rest, other))
+        await self._log.append("top.federated", other.top, facts(other))
+        self._publish(fresh)
+
+    async def end(self, top: str) -> None:
+        """Trust another top no longer. Errors: INVALID_REQUEST when it is none that we are federated with."""
+        bundle = self.bundle
+        rest = [other for other in bundle.tops if other.top != top]
+        guard("TDN-T-IDN-08").check(
+            top != self._key.node and len(rest) < len(bundle.tops), Reason.INVALID_REQUEST,
+            f"{self._key.node} is not federated with {top}", ConfigError,
+        )  # fmt: skip
+        fresh = self._next(rest)
+        await self._log.append("top.parted", top)
+        self._publish(fresh)
+
+    def _took(self, signed: Signed) -> None:
+        bundle = trust_wire.decode_bundle(signed.statement)
+        if bundle.top == self._trust.top:
+            self._trust.adopt(bundle)
+            write_roots(self._roots, bundle.roots)
+        elif self._is_top and self.signed:
+            self._follow(bundle.own)
+
+    def _follow(self, other: TrustedTop) -> None:
+        """A top that we are federated with has other roots now; its key, the same as ever, says so."""
+        tops = [other if top.top == other.top else top for top in self.bundle.tops]
+        if tuple(tops) != self.bundle.tops:
+            self.issue(tops)
+
+
+def read_card(text: str) -> TrustedTop:
+    """What another top says of itself; its fingerprints must be compared before it is trusted. Errors: INVALID_REQUEST."""
+    try:
+        data = base64.b64decode(text.strip() + "=" * (-len(text.strip()) % 4), altchars=b"-_", validate=True)
+        signed = records_wire.decode_signed(data)
+        own = trust_wire.decode_bundle(signed.statement).own
+        good = own.top == signed.signer and identity.verify(identity.FEDERATION, signed, own.identity_key)
+    except (binascii.Error, ValueError, TdnError):
+        good = False
+    if not good:
+        words = "this text does not come from tdn registry export"
+        guard("TDN-T-IDN-08").refuse(Reason.INVALID_REQUEST, words, ConfigError)
+    return own
+
+
+def facts(top: TrustedTop) -> dict[str, str]:
+    """Fingerprints to compare, and for the log."""
+    roots = [x509.load_der_x509_certificate(root) for root in top.roots]
+    return {
+        "identitySha256": fingerprint(top.identity_key),
+        "rootSha256": " ".join(pki.sha256(root).hex() for root in roots),
+    }
+
+
+def write_roots(file: Path, roots: Sequence[bytes]) -> None:
+    """The roots that TLS accepts, PEM; a new connection reads them. Atomic, and only when they changed."""
+    content = pki.pem(*map(x509.load_der_x509_certificate, roots))
+    if file.read_bytes() != content:
+        fresh = file.with_suffix(".fresh")
+        fresh.write_bytes(content)
+        fresh.replace(file)
+
+
+async def federate(one: NodeConfig, other: NodeConfig) -> None:
+    """Federate two tops of one operator while neither runs. Errors: STORE_UNAVAILABLE when one does."""
+    async with _stopped(one) as first, _stopped(other) as second:
+        await first.add(read_card(second.card()))
+        await second.add(read_card(first.card()))
+
+
+@contextlib.asynccontextmanager
+async def _stopped(config: NodeConfig) -> AsyncIterator[Federation]:
+    standing = Standing.load(config, expired=True)
+    store = Store.open(config.database_url)
+    try:
+        place = standing.membership
+        trust = Trust(place.top, place.top_identity_key, lambda _node, key: key)
+        notices = Notices(config.file("notices"), place.top, trust.knows)
+        federation = Federation(standing, trust, notices, await EvidenceLog.open(store, standing.key))
+        federation.start()
+        yield federation
+    finally:
+        store.close()

@@ -1,0 +1,170 @@
+"""Two hierarchies that trust each other: from both sides, each for its own tree only, and no longer than agreed."""
+
+import base64
+import dataclasses
+
+import pytest
+
+from tdn_interop.app.federation import Federation, facts, federate, read_card
+from tdn_interop.errors import ConfigError, Reason, TdnError
+from tdn_interop.transport import pki, trust_wire
+from tdn_interop.transport.trust_wire import TrustedTop
+from tests.interop.forge import refusals, until
+from tests.mesh import Mesh
+
+CN, HK = "cn", "hk"
+BANK, CLINIC = "bank.cn", "clinic.hk"
+
+
+@pytest.fixture
+async def mesh(tmp_path):
+    """Two tops with a child each; the children know each other's address, so no relay is in between."""
+    mesh = Mesh(tmp_path)
+    try:
+        for top in (CN, HK):
+            await mesh.enrol(top, "top", listens=True)
+        yield mesh
+    finally:
+        for node in reversed(list(mesh.stacks)):
+            await mesh.stop(node)
+
+
+async def children(mesh):
+    await mesh.start(CN)
+    await mesh.start(HK)
+    bank = await mesh.enrol(BANK, "child", listens=True)
+    clinic = await mesh.enrol(CLINIC, "child", listens=True)
+    for one, other in ((bank, clinic), (clinic, bank)):
+        file = one.dir / "node.toml"
+        file.write_text(file.read_text() + f'\n[direct]\n"{other.id}" = "{other.listen}"\n')
+        await mesh.start(one.id)
+
+
+def node(mesh, name):
+    return mesh.nodes[name].mesh
+
+
+async def met(mesh, *, version):
+    """Every node has the bundle of its top in at least this version."""
+    await until(
+        lambda: all(
+            n.mesh.federation.signed and n.mesh.federation.bundle.version >= version
+            for n in mesh.nodes.values()
+        )
+    )
+
+
+async def test_tops_that_were_federated_before_they_started(mesh):
+    await federate(mesh.config(CN), mesh.config(HK))
+    await children(mesh)
+    await met(mesh, version=2)
+    assert node(mesh, BANK).trust.tops == [CN, HK]
+    await node(mesh, BANK).pings.ping(CLINIC, 10)
+    await node(mesh, CLINIC).pings.ping(BANK, 10)
+    for here, other in ((CN, HK), (HK, CN)):
+        [(_, event)] = await node(mesh, here)._evidence.about(other)
+        assert event.kind == "top.federated"
+        assert event.facts == facts(node(mesh, other).federation.bundle.own)
+
+
+async def test_strangers_until_both_agree_and_again_when_it_ends(mesh):
+    await children(mesh)
+    await met(mesh, version=1)
+    bank, clinic = node(mesh, BANK), node(mesh, CLINIC)
+    with pytest.raises(TdnError) as caught:
+        await bank.pings.ping(CLINIC, 10)
+    assert caught.value.reason is Reason.UNAUTHENTICATED
+
+    await node(mesh, CN).federation.add(read_card(node(mesh, HK).federation.card()))
+    await until(lambda: bank.trust.knows(HK))
+    with pytest.raises(TdnError) as caught:  # one side is not enough
+        await bank.pings.ping(CLINIC, 10)
+    assert caught.value.reason is Reason.UNAUTHENTICATED
+
+    await node(mesh, HK).federation.add(read_card(node(mesh, CN).federation.card()))
+    await until(lambda: clinic.trust.knows(CN))
+    await bank.pings.ping(CLINIC, 10)
+
+    await node(mesh, CN).federation.end(HK)
+    await until(lambda: not bank.trust.knows(HK))
+    bank.channels.drop(CLINIC)
+    with pytest.raises(TdnError):
+        await bank.pings.ping(CLINIC, 10)
+    refused = refusals(mesh.nodes[BANK])
+    with pytest.raises(TdnError):
+        await clinic.pings.ping(BANK, 10)
+    assert refusals(mesh.nodes[BANK]) != refused
+
+
+async def test_what_was_agreed_survives_a_restart(mesh):
+    await federate(mesh.config(CN), mesh.config(HK))
+    await children(mesh)
+    await met(mesh, version=2)
+    await mesh.stop(BANK)
+    await mesh.stop(CN)
+    bank = (await mesh.start(CN)).mesh
+    assert bank.federation.bundle.version == 2
+    await mesh.start(BANK)
+    assert node(mesh, BANK).trust.tops == [CN, HK]  # before anybody told it
+    await node(mesh, BANK).pings.ping(CLINIC, 10)
+
+
+# -- what is refused
+
+
+def foreign(name, key=bytes(32)):
+    return TrustedTop(name, key, (pki.der(pki.create_root(name).certificate),))
+
+
+async def test_texts_that_are_no_card(mesh):
+    federation = (await mesh.start(CN)).mesh.federation
+    card = federation.card()
+    assert read_card(card) == federation.bundle.own
+    data = base64.urlsafe_b64decode(card + "==")
+    for bad in (
+        "",
+        "x",
+        "é",
+        card[:-8],
+        base64.urlsafe_b64encode(data[:-1] + bytes([data[-1] ^ 1])).decode(),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read_card(bad)
+        assert caught.value.requirement == "TDN-T-IDN-08"
+
+
+async def test_who_is_no_partner(mesh):
+    federation = (await mesh.start(CN)).mesh.federation
+    before = federation.bundle
+    for top, reason in ((before.own, Reason.INVALID_REQUEST), (foreign("a.b"), Reason.INVALID_REQUEST)):
+        with pytest.raises(TdnError) as caught:
+            await federation.add(top)
+        assert caught.value.reason is reason
+    with pytest.raises(TdnError):
+        await federation.end(HK)
+    assert federation.bundle == before
+    assert [row for top in ("a.b", HK) for row in await node(mesh, CN)._evidence.about(top)] == []
+    await federation.add(foreign(HK, bytes(32)))
+    with pytest.raises(TdnError) as caught:
+        await federation.add(foreign(HK, bytes([1]) * 32))
+    assert caught.value.reason is Reason.IDENTITY_MISMATCH
+
+
+async def test_a_child_issues_nothing(mesh):
+    await children(mesh)
+    await met(mesh, version=1)
+    federation: Federation = node(mesh, BANK).federation
+    for attempt in (federation.card, lambda: federation.issue(federation.bundle.tops)):
+        with pytest.raises(TdnError) as caught:
+            attempt()
+        assert caught.value.reason is Reason.UNSUPPORTED
+
+
+def test_a_root_that_could_vouch_for_others_is_no_root_of_a_bundle():
+    wide = pki.create_root("us").certificate  # constrained, but to other names
+    for roots in ((pki.der(wide),), (b"x",), ()):
+        top = dataclasses.replace(foreign(HK), roots=roots)
+        bundle = trust_wire.TrustBundle(HK, 1, 0, (top,))
+        with pytest.raises(TdnError) as caught:
+            trust_wire.decode_bundle(trust_wire.encode_bundle(bundle))
+        assert caught.value.reason is Reason.INVALID_REQUEST
