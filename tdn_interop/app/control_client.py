@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
+from tdn_interop._pb.tdn.app.v1 import drain_pb2, snapshot_pb2
 from tdn_interop._pb.tdn.app.v1.control_service_pb2_grpc import NodeControlServiceStub
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.errors import Reason, TdnError, Unavailable, guard
@@ -126,6 +127,19 @@ class NodeClient:
         request = pb.ReceiveFileRequest(topic=topic, out=out, timeout_s=timeout_s)
         async for answer in self._follow(self._stub.ReceiveFile, request):
             yield document(answer)
+
+    async def snapshot(self) -> Document:
+        """GetSnapshot."""
+        return document(await self._ask(self._stub.GetSnapshot, snapshot_pb2.GetSnapshotRequest()))
+
+    async def drain(self, timeout_s: float) -> AsyncIterator[Document]:
+        """Drain: what remains, until the node stops."""
+        async for answer in self._follow(self._stub.Drain, drain_pb2.DrainRequest(timeout_s=timeout_s)):
+            yield document(answer)
+
+    async def undrain(self) -> None:
+        """Undrain."""
+        await self._ask(self._stub.Undrain, drain_pb2.UndrainRequest())
 
 
 @contextlib.asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -12,11 +13,12 @@ import grpc.aio
 
 from tdn_interop import ids
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
-from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc
+from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc, drain_pb2, snapshot_pb2
 from tdn_interop._pb.tdn.common.v1 import failure_pb2
 from tdn_interop.algo.catalogue import algorithm
 from tdn_interop.app import flow as flows
 from tdn_interop.app.data.table import CsvFormat
+from tdn_interop.app.snapshot_wire import snapshot_of
 from tdn_interop.app.store.jobs import JobRow
 from tdn_interop.app.store.resources import ResourceRow
 from tdn_interop.identity import fingerprint
@@ -97,6 +99,7 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
     async def RunJob(self, request: pb.RunJobRequest, context: Context) -> pb.RunJobResponse:  # noqa: N802
         """See the proto."""
         del context
+        self._node.mesh.draining.check()
         return pb.RunJobResponse(job_id=await self._node.jobs.run(request.flow_toml))
 
     async def DecideJob(self, request: pb.DecideJobRequest, context: Context) -> pb.DecideJobResponse:  # noqa: N802
@@ -168,6 +171,29 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
                     received_bytes=now.moved_bytes, total_bytes=now.total_bytes, sender=now.peer, done=now.done,
                     sha256=now.sha256,
                 )  # fmt: skip
+
+    async def GetSnapshot(  # noqa: N802
+        self, request: snapshot_pb2.GetSnapshotRequest, context: Context
+    ) -> snapshot_pb2.GetSnapshotResponse:
+        """See the proto."""
+        del request, context
+        return await snapshot_of(self._node)
+
+    async def Drain(  # noqa: N802
+        self, request: drain_pb2.DrainRequest, context: Context
+    ) -> AsyncIterator[drain_pb2.DrainResponse]:
+        """See the proto."""
+        del context
+        async for now in self._node.mesh.draining.drain(request.timeout_s):
+            yield drain_pb2.DrainResponse(**dataclasses.asdict(now))
+
+    async def Undrain(  # noqa: N802
+        self, request: drain_pb2.UndrainRequest, context: Context
+    ) -> drain_pb2.UndrainResponse:
+        """See the proto."""
+        del request, context
+        await self._node.mesh.draining.undrain()
+        return drain_pb2.UndrainResponse()
 
     def _job(self, row: JobRow) -> pb.JobView:
         flow = flows.flow_from_json(row.flow)

@@ -23,6 +23,7 @@ from tdn_interop.app.control_service import ControlServicer
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.jobs import Jobs
 from tdn_interop.app.mesh import Mesh
+from tdn_interop.app.party import PartyState
 from tdn_interop.app.resources import Resources
 from tdn_interop.app.standing import Standing
 from tdn_interop.app.store.engine import Store
@@ -49,6 +50,12 @@ class Node:
         self.resources = resources
         self.transfers = transfers
         self.started = time.monotonic()
+        self.drained = asyncio.Event()
+        mesh.draining.jobs, mesh.draining.stop = self._computing, self.drained.set
+
+    async def _computing(self) -> int:
+        """Jobs with a part of this node that runs."""
+        return sum(row.party_state == PartyState.RUNNING.name for row in await self.jobs.every())
 
 
 @contextlib.asynccontextmanager
@@ -91,9 +98,12 @@ async def run_node(config: NodeConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(config):
+    async with running(config) as node:
         _log.info("running", node=config.id, role=config.role, listen=config.listen or "")
-        await stop.wait()
+        ends = [asyncio.create_task(event.wait()) for event in (stop, node.drained)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
     _log.info("stopped", node=config.id)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter as Counts
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -96,11 +98,39 @@ def context(
     return structlog.contextvars.bound_contextvars(**{k: v for k, v in names.items() if v is not None})
 
 
+class Recent:
+    """How often each name came in the last minute, by whole seconds. `clock` in seconds."""
+
+    WINDOW_S = 60
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._seconds: dict[int, Counts[str]] = {}
+
+    def add(self, name: str) -> None:
+        """One more of `name`, now."""
+        second = int(self._clock())
+        if second not in self._seconds:
+            self._forget(second)
+            self._seconds[second] = Counts()
+        self._seconds[second][name] += 1
+
+    def counts(self) -> list[tuple[str, int]]:
+        """(name, times), most often first."""
+        self._forget(int(self._clock()))
+        return sum(self._seconds.values(), Counts[str]()).most_common()
+
+    def _forget(self, now: int) -> None:
+        for second in [second for second in self._seconds if second <= now - self.WINDOW_S]:
+            del self._seconds[second]
+
+
 class Metrics:
     """Everything a node counts, in one registry."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self.recent = Recent()
         self.rpc_server = RpcMetrics(registry, "server")
         self.rpc_client = RpcMetrics(registry, "client")
         self.session_open = Gauge("tdn_session_open", "Sessions open now.", registry=registry)
@@ -123,6 +153,7 @@ class Metrics:
 
     def refused(self, error: TdnError) -> None:
         """Count a refusal."""
+        self.recent.add(error.reason.name)
         self.refusal.labels(error.reason.name, error.requirement).inc()
 
     @contextlib.contextmanager

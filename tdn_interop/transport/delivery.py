@@ -83,6 +83,16 @@ class Sending:
         """Number of frames that were queued and are not acknowledged."""
         return self._next - self._acknowledged
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that we keep until they are acknowledged."""
+        return self._retained
+
+    @property
+    def credit_bytes(self) -> int:
+        """Credit that is left."""
+        return self._limit - self._used
+
     def fits(self, size_bytes: int) -> bool:
         """True when a message is within the peer's credit, and within what we keep for a slow peer."""
         kept = self._retained + size_bytes + FRAME_COST

@@ -24,6 +24,24 @@ class Topics:
         self._acks_due: dict[str, None] = {}
         self._credits_due: dict[str, None] = {}
 
+    # -- figures -------------------------------------------------------------------------------
+
+    @property
+    def count(self) -> int:
+        """Topics used in either direction."""
+        return len(self._sending.keys() | self._receiving.keys())
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of messages that were queued and that the peer has not acknowledged."""
+        return sum(sending.kept_bytes for sending in self._sending.values())
+
+    @property
+    def least_credit(self) -> int:
+        """Credit in bytes that is left on the topic that has least; that of a new topic when there is none."""
+        first = self.peer.topic_credit_bytes if self.peer else 0
+        return min((sending.credit_bytes for sending in self._sending.values()), default=first)
+
     # -- sending -------------------------------------------------------------------------------
 
     def fits(self, topic: str, size_bytes: int) -> bool:

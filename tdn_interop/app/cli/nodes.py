@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tdn_interop.app.cli import arguments
 from tdn_interop.app.cli.arguments import RoleName
-from tdn_interop.app.cli.invocation import invocation
+from tdn_interop.app.cli.invocation import Invocation, invocation
 
 CHECK_FAILED = 3  # the exit code of configuration errors
 
@@ -71,3 +71,44 @@ def status(context: typer.Context) -> None:
     """Show who the running node is and how it is."""
     tdn = invocation(context)
     tdn.output.data(tdn.ask(lambda node: node.status()))
+
+
+@app.command("drain", epilog="Example: tdn node drain --timeout 10m")
+def drain(
+    context: typer.Context,
+    timeout: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME", callback=arguments.usage(arguments.seconds),
+            help="Stop after so long even if something is under way.",
+        ),
+    ] = "60s",
+) -> None:  # fmt: skip
+    """Take nothing new, wait for what is under way, then stop the node: nobody notices."""
+    tdn, wait_s = invocation(context), arguments.seconds(timeout)
+    with tdn.output.waiting() as show:
+        try:
+            last = tdn.follow(
+                lambda node: node.drain(wait_s),
+                lambda seen: show(_remaining(tdn, seen), 1 - seen["left_s"] / wait_s),
+                complete=lambda _: True,
+            )
+        except KeyboardInterrupt:
+            tdn.output.note("drain_goes_on")
+            raise
+    tdn.output.data(last, lambda _: tdn.output.note("drained" if last["stops"] else "undrained"))
+    if not last["stops"]:
+        raise typer.Exit(1)
+
+
+@app.command("undrain", epilog="Example: tdn node undrain")
+def undrain(context: typer.Context) -> None:
+    """Take a drain back: the node takes new things again."""
+    tdn = invocation(context)
+    tdn.ask(lambda node: node.undrain())
+    tdn.output.data({"node_id": tdn.config.id}, lambda _: tdn.output.note("undrained"))
+
+
+def _remaining(tdn: Invocation, seen: dict[str, Any]) -> str:
+    numbers = {name: str(seen[name]) for name in ("moving", "quiet", "jobs")}
+    return tdn.output.words.say("draining", **numbers)

@@ -105,6 +105,16 @@ _SENTENCES = {
     "decided_no": ("Job {job} is refused.", "已拒绝作业 {job}。"),
     "decided_yes": ("Job {job} is approved.", "已同意作业 {job}。"),
     "details": ("details", "详情"),
+    "draining": (
+        "{moving} tunnels move, {quiet} are quiet, {jobs} jobs compute",
+        "{moving} 条隧道传输中，{quiet} 条空闲，{jobs} 个作业计算中",
+    ),
+    "drain_goes_on": (
+        "The drain goes on without this command; take it back: tdn node undrain",
+        "排空仍在继续，可撤销：tdn node undrain",
+    ),
+    "drained": ("The node stops now; start it again when you like.", "节点即将停止，可随时重新启动。"),
+    "undrained": ("The node takes new things again.", "节点恢复接受新请求。"),
     "error": ("error", "错误"),
     "fingerprint": (
         "Compare the identity SHA-256 with the operator of the other node out of band.",

@@ -1,0 +1,63 @@
+"""What a node is doing at this moment, as its owner may see it: names, sizes and counts, never data."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from tdn_interop._pb.tdn.app.v1 import snapshot_pb2 as pb
+from tdn_interop.transport import records_wire
+from tdn_interop.transport.channel import Channel
+from tdn_interop.transport.trust import now_ms
+from tdn_interop.transport.tunnel import Passage
+
+if TYPE_CHECKING:
+    from tdn_interop.app.mesh import Mesh
+    from tdn_interop.app.node import Node
+
+
+async def snapshot_of(node: Node) -> pb.GetSnapshotResponse:
+    """Everything at one moment."""
+    mesh = node.mesh
+    return pb.GetSnapshotResponse(
+        node_id=mesh.me, role=records_wire.ROLES[mesh.config.role], at_ms=now_ms(),
+        uptime_s=time.monotonic() - node.started, draining=mesh.draining.on,
+        certificate_expires_at_ms=mesh.standing.expires_at_ms, links=_links(mesh),
+        tunnels=[_tunnel(one) for one in list(mesh.tunnels.passing.values())],
+        sessions=[_session(channel) for channel in sorted(mesh.channels.sessions, key=lambda c: c.peer)],
+        jobs=await _jobs(node),
+        refusals=[pb.RefusalCount(reason=name, count=count) for name, count in mesh.refused_lately()],
+    )  # fmt: skip
+
+
+def _links(mesh: Mesh) -> list[pb.LinkView]:
+    above = [mesh.link] if mesh.link else []
+    up = [pb.LinkView(neighbour=link.parent, direction="up", linked=link.linked.is_set()) for link in above]
+    return up + [pb.LinkView(neighbour=name, direction="down", linked=True) for name in mesh.tunnels.attached]
+
+
+def _tunnel(one: Passage) -> pb.TunnelView:
+    opening = one.opening
+    return pb.TunnelView(
+        id=opening.tunnel_id.hex(), source=opening.source, destination=opening.destination,
+        forward_bytes=one.counter.forward, backward_bytes=one.counter.backward, started_at_ms=one.started_at_ms,
+    )  # fmt: skip
+
+
+def _session(channel: Channel) -> pb.SessionView:
+    topics = channel.session.topics
+    return pb.SessionView(
+        peer=channel.peer, state=channel.session.state.name.lower(), topics=topics.count,
+        queued_bytes=topics.kept_bytes, credit_bytes=topics.least_credit,
+    )  # fmt: skip
+
+
+async def _jobs(node: Node) -> list[pb.JobLine]:
+    return [
+        pb.JobLine(
+            job_id=row.job_id, coordinator=row.coordinator, state=row.state, party_state=row.party_state,
+            progress=node.jobs.progress(row),
+        )
+        for row in await node.jobs.every()
+        if not row.ended_at_ms
+    ]  # fmt: skip
