@@ -52,7 +52,7 @@ class Approval(_Section):
 class Timeouts(_Section):
     """Seconds. Too small: jobs fail on slow links; too large: a dead party is noticed late.
 
-    The last four are the longest that the flow of another node may set: it binds this node for so long.
+    The last five are the longest that the flow of another node may set: it binds this node for so long.
     """
 
     dial_s: float = Field(default=10, gt=0, le=300)
@@ -61,6 +61,7 @@ class Timeouts(_Section):
     step_s: float = Field(default=3_600, gt=0, le=30 * 86_400)
     run_s: float = Field(default=86_400, gt=0, le=30 * 86_400)
     stop_s: float = Field(default=600, gt=0, le=30 * 86_400)
+    lease_s: float = Field(default=3_600, gt=0, le=30 * 86_400)
 
 
 class Rates(_Section):
@@ -97,6 +98,7 @@ class NodeConfig(BaseSettings):
     timeouts: Timeouts = Timeouts()
     rates: Rates = Rates()
     suites: list[str] | None = None
+    status_max_age_s: float = Field(default=600, ge=90, le=86_400)
     max_items: int = Field(default=2_000_000, gt=0, le=2**31)
 
     @field_validator("id")

@@ -84,14 +84,15 @@ class Timeouts:
     """How long each stage of a job may take, in seconds."""
 
     approval_s: _Seconds = 3_600  # until the last party has decided; humans need time
-    step_s: _Seconds = 300  # to store, admit, prepare or deliver
+    step_s: _Seconds = 300  # to admit, prepare or deliver
     run_s: _Seconds = 3_600  # to compute
     stop_s: _Seconds = 60  # to state the outcome when the job is being stopped
+    lease_s: _Seconds = 120  # until a party that is not heard of is given up
 
     @property
     def total_s(self) -> int:
-        """An upper limit for a whole job: store, decide, admit, prepare, run, deliver, stop."""
-        return self.approval_s + 4 * self.step_s + self.run_s + self.stop_s
+        """An upper limit for a whole job: store, decide, admit, prepare, run, recover, deliver, stop."""
+        return 2 * self.approval_s + 3 * self.step_s + self.run_s + self.lease_s + self.stop_s
 
     @property
     def verdict_s(self) -> int:

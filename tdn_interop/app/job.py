@@ -1,7 +1,8 @@
 """The job as its coordinator drives it: from the proposal to the one verdict.
 
 Each stage waits until every party has given its answer (`gates`), then an event of the machine's own
-opens the next one. The three ways to stop are alike: tell everybody, collect statements until all are
+opens the next one. A run that is interrupted is not the end: everybody prepares again and the next epoch
+starts, as often as `MAX_EPOCHS` allows and within the time of the first run. The three ways to stop are alike: tell everybody, collect statements until all are
 there or time is up, give the verdict. The verdict follows from the statements: SUCCEEDED exactly when
 every party states that it delivered, whatever was asked meanwhile; so a cancellation that comes after
 the last delivery has no effect, and no two nodes end a job differently.
@@ -12,11 +13,21 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar, cast
+from typing import ClassVar, cast
 
 from tdn_interop.algo.machine import Effect, Event, LocalEvent, Table
 from tdn_interop.app.evidence.statements import Outcome
 from tdn_interop.app.flow import Timeouts
+from tdn_interop.app.job_events import (
+    Agreed,
+    Begun,
+    KeepAttestation,
+    Negotiate,
+    NotAgreed,
+    PartyLost,
+    SignVerdict,
+    VerdictSigned,
+)
 from tdn_interop.app.job_protocol import (
     Abort,
     Admit,
@@ -28,12 +39,13 @@ from tdn_interop.app.job_protocol import (
     Conclude,
     DeadlinePassed,
     Fail,
+    Interrupted,
     JobMachine,
     Message,
+    MessageT,
     Prepare,
     Prepared,
     Propose,
-    Racing,
     Refusal,
     Release,
     Send,
@@ -41,15 +53,15 @@ from tdn_interop.app.job_protocol import (
     Stated,
     Stored,
 )
-from tdn_interop.errors import LocalProtocolError, Reason, Refused, guard
-from tdn_interop.identity import Signed
+from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, Refused, guard
 from tdn_interop.transport.frame import Failure
 
 _members = guard("TDN-F-TSK-02")
 _stops = guard("TDN-F-TSK-04")
 _order = guard("TDN-F-TSK-01")
-
-_MessageT = TypeVar("_MessageT", bound=Message)
+_same = guard("TDN-F-RCV-01")
+# Runs of one job: each that is interrupted costs one.
+MAX_EPOCHS = 16
 
 
 class JobState(enum.Enum):
@@ -60,6 +72,7 @@ class JobState(enum.Enum):
     ADMITTING = enum.auto()  # one agreement is made and consented to
     READY = enum.auto()  # inputs are loaded
     RUNNING = enum.auto()
+    RECOVERING = enum.auto()  # the run was interrupted; everybody prepares for the next epoch
     VERIFYING = enum.auto()  # results are delivered
     REJECTING = enum.auto()
     FAILING = enum.auto()
@@ -71,75 +84,15 @@ class JobState(enum.Enum):
 
 
 J = JobState
-_LIVE = (J.INITIALIZED, J.AWAITING_APPROVAL, J.ADMITTING, J.READY, J.RUNNING, J.VERIFYING)
+_LIVE = (
+    J.INITIALIZED, J.AWAITING_APPROVAL, J.ADMITTING, J.READY, J.RUNNING, J.RECOVERING, J.VERIFYING,
+)  # fmt: skip
 _ENDED = (J.SUCCEEDED, J.REJECTED, J.FAILED, J.CANCELLED)
 _STOPS = {  # stopping state -> the outcome it leads to, and its state
     J.REJECTING: (Outcome.REJECTED, J.REJECTED),
     J.FAILING: (Outcome.FAILED, J.FAILED),
     J.CANCELLING: (Outcome.CANCELLED, J.CANCELLED),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Begun(LocalEvent):
-    """The owner of this node wants the job. May repeat: parties ignore a second proposal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Agreed(Racing):
-    """The answer to `Negotiate`: the serialized Agreement, its digest, the NodeRecords in its order."""
-
-    agreement: bytes
-    agreement_sha256: bytes
-    records: tuple[Signed, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class NotAgreed(Racing):
-    """The other answer to `Negotiate`: the offers have nothing in common, or one is not valid."""
-
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class PartyLost(Racing):
-    """A party cannot be reached any more."""
-
-    party: str
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictSigned(Racing):
-    """The answer to `SignVerdict`, with the NodeRecords of who made statements."""
-
-    verdict: Signed
-    outcome: Outcome
-    records: tuple[Signed, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Negotiate(Effect):
-    """Make the agreement that follows from the offers; answer `Agreed` or `NotAgreed`."""
-
-    approvals: tuple[Approval, ...]  # sorted by party
-
-
-@dataclass(frozen=True, slots=True)
-class SignVerdict(Effect):
-    """Record and sign the verdict; answer `VerdictSigned`."""
-
-    outcome: Outcome
-    statements: tuple[Stated, ...]  # sorted by party
-    missing: tuple[str, ...]
-    failure: Failure | None
-
-
-@dataclass(frozen=True, slots=True)
-class KeepAttestation(Effect):
-    """Keep what a party adds to the evidence bundle."""
-
-    party: str
-    attestation: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +128,10 @@ class AllStated(Complete):
     """Every party has stated an outcome, not all of them success."""
 
 
+class Exhausted(Complete):
+    """The last epoch was interrupted, too."""
+
+
 class Job(JobMachine):
     """The coordinator's machine of one job."""
 
@@ -182,11 +139,12 @@ class Job(JobMachine):
     failed = J.FAILED
     stopped = frozenset({*_STOPS, *_ENDED})
     limits: ClassVar = {
-        J.INITIALIZED: "step_s",
+        J.INITIALIZED: "approval_s",  # the proposal waits for a party that is away
         J.AWAITING_APPROVAL: "approval_s",
         J.ADMITTING: "step_s",
         J.READY: "step_s",
-        J.RUNNING: "run_s",
+        J.RUNNING: "run_s",  # over all epochs
+        J.RECOVERING: "lease_s",
         J.VERIFYING: "step_s",
         J.REJECTING: "stop_s",
         J.FAILING: "stop_s",
@@ -201,6 +159,7 @@ class Job(JobMachine):
         J.ADMITTING: (Admitted, AllAdmitted),
         J.READY: (Prepared, AllPrepared),
         J.RUNNING: (Computed, AllComputed),
+        J.RECOVERING: (Prepared, AllPrepared),
         J.VERIFYING: (Stated, AllStated),
         J.REJECTING: (Stated, AllStated),
         J.FAILING: (Stated, AllStated),
@@ -214,6 +173,7 @@ class Job(JobMachine):
         self._flow = flow
         self._agreement_sha256 = b""
         self._lost: set[str] = set()
+        self._results: dict[str, bytes] = {}  # what each party's result is committed to
 
     def step(self, event: Event) -> list[Effect]:
         """Feed one event. Errors: as JobMachine, POLICY_DENIED when the sender is not a party."""
@@ -231,12 +191,38 @@ class Job(JobMachine):
         told = f"{message.sender} is not a party of this job"
         gate.check(message.sender in self.parties, Reason.POLICY_DENIED, told, Refused)
 
+    def vet_content(self, message: Message) -> None:
+        """The same inputs have the same result in every epoch. Errors: DIGEST_MISMATCH."""
+        if isinstance(message, Computed):
+            known = self._results.get(message.sender, message.commitment)
+            told = f"{message.sender} has computed another result than in an epoch before"
+            _same.check(message.commitment == known, Reason.DIGEST_MISMATCH, told, PeerProtocolError)
+            self._results[message.sender] = message.commitment
+
     def comes_too_late(self, event: Event) -> bool:
         """As JobMachine; and a party that has stated its outcome may leave."""
-        leaves = isinstance(event, PartyLost) and (event.party, Stated) in self._accepted
-        return leaves or super().comes_too_late(event)
+        leaves = isinstance(event, PartyLost) and self._said(event.party, Stated)
+        return bool(leaves) or super().comes_too_late(event)
+
+    def lasts(self, event: DeadlinePassed) -> bool:
+        """As JobMachine; but the time of the run passes while it recovers, and each recovery has its own."""
+        if event.stage is J.RUNNING:
+            return self.state in (J.RUNNING, J.RECOVERING)
+        return super().lasts(event) and (event.stage is not J.RECOVERING or event.epoch == self.epoch)
+
+    def is_timed(self) -> bool:
+        """As JobMachine; a run has one time, whatever the number of its epochs."""
+        return super().is_timed() and not (self.state is J.RUNNING and self.epoch > 1)
+
+    def expected(self) -> tuple[str, ...]:
+        """The parties that have yet to answer in the present stage, once all have approved."""
+        if self.state in (J.INITIALIZED, J.AWAITING_APPROVAL, *_ENDED):
+            return ()
+        return self._silent(self.gates[cast("J", self.state)][0])
 
     def _complete(self) -> Complete | None:
+        if self.state is J.RECOVERING and self.epoch >= MAX_EPOCHS:
+            return Exhausted()
         answer, complete = self.gates.get(cast("J", self.state), (None, None))
         if answer is None or complete is None:
             return None
@@ -249,13 +235,13 @@ class Job(JobMachine):
     def _all_succeeded(self) -> bool:
         return all(each.outcome is Outcome.SUCCEEDED for each in self._heard(Stated))
 
-    def _heard(self, answer: type[_MessageT]) -> list[_MessageT]:
+    def _heard(self, answer: type[MessageT]) -> list[MessageT]:
         """The answers of this type so far, sorted by party."""
-        found = (self._accepted.get((party, answer)) for party in self.parties)
-        return [cast("_MessageT", message) for message in found if message is not None]
+        found = (self._said(party, answer) for party in self.parties)
+        return [message for message in found if message is not None]
 
     def _silent(self, answer: type[Message]) -> tuple[str, ...]:
-        return tuple(party for party in self.parties if (party, answer) not in self._accepted)
+        return tuple(party for party in self.parties if self._said(party, answer) is None)
 
     def _to_all(self, message: Message) -> Iterator[Effect]:
         return (Send(party, message) for party in self.parties)
@@ -274,7 +260,7 @@ class Job(JobMachine):
         self._agreement_sha256 = event.agreement_sha256
         yield from self._to_all(Admit(self.node, self.epoch, event.agreement, event.records))
 
-    def _prepare(self, _: AllAdmitted) -> Iterator[Effect]:
+    def _prepare(self, _: AllAdmitted | Interrupted) -> Iterator[Effect]:
         """Tell every party to load its inputs."""
         yield from self._to_all(Prepare(self.node, self.epoch))
 
@@ -282,6 +268,11 @@ class Job(JobMachine):
         """Open the next epoch and start every party."""
         self.epoch += 1
         yield from self._to_all(Start(self.node, self.epoch, self._agreement_sha256))
+
+    def _exhaust(self, _: Exhausted) -> Iterator[Effect]:
+        """Abort everywhere as FAILED."""
+        told = f"interrupted in each of {self.epoch} epochs"
+        yield from self._abort(Outcome.FAILED, Failure(Reason.PARTY_LOST, told, self.node))
 
     def _release(self, _: AllComputed) -> Iterator[Effect]:
         """Tell every party to deliver."""
@@ -317,7 +308,8 @@ class Job(JobMachine):
         silent = ", ".join(self._silent(answer)) or "nobody"
         told = f"{event.stage.name}: time is up, no {answer.__name__} from: {silent}"
         outcome = Outcome.REJECTED if event.stage is J.AWAITING_APPROVAL else Outcome.FAILED
-        yield from self._abort(outcome, Failure(Reason.DEADLINE, told, self.node))
+        reason = Reason.PARTY_LOST if event.stage is J.RECOVERING else Reason.DEADLINE
+        yield from self._abort(outcome, Failure(reason, told, self.node))
 
     def _contradict(self, _: AllStated) -> Iterator[Effect]:
         """Abort as FAILED: a party does not state success, and did not say before that it failed."""
@@ -364,7 +356,13 @@ class Job(JobMachine):
         (J.READY, Prepared): (None, None),
         (J.READY, AllPrepared): (_start, J.RUNNING),
         (J.RUNNING, Computed): (None, None),
+        (J.RUNNING, Interrupted): (_prepare, J.RECOVERING),
         (J.RUNNING, AllComputed): (_release, J.VERIFYING),
+        (J.RECOVERING, Interrupted): (None, None),
+        (J.RECOVERING, Computed): (None, None),  # of the run that was interrupted
+        (J.RECOVERING, Prepared): (None, None),
+        (J.RECOVERING, AllPrepared): (_start, J.RUNNING),
+        (J.RECOVERING, Exhausted): (_exhaust, J.FAILING),
         (J.VERIFYING, Stated): (None, None),
         (J.VERIFYING, AllDelivered): (_succeed, J.SUCCEEDED),
         (J.VERIFYING, AllStated): (_contradict, J.FAILING),
@@ -376,7 +374,9 @@ class Job(JobMachine):
         table[_state, Fail] = (_fail, J.FAILING)
         table[_state, Cancel] = (_cancel, J.CANCELLING)
     for _state, (_, _ended) in _STOPS.items():
-        for _late in (Stored, Approval, Refusal, Admitted, Prepared, Computed, Stated, Fail, Cancel):
+        for _late in (
+            Stored, Approval, Refusal, Admitted, Prepared, Computed, Interrupted, Stated, Fail, Cancel,
+        ):  # fmt: skip
             table[_state, _late] = (None, None)  # was on its way when the stop began
         table[_state, AllDelivered] = (_succeed, J.SUCCEEDED)
         table[_state, AllStated] = (_end, _ended)

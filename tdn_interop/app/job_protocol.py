@@ -5,7 +5,7 @@ a party itself and sends to itself like to the others. Signatures are made and v
 here they are opaque. Rules for every message, in this order; a refused one changes nothing:
 
 1. The sender must have a say in this job.
-2. A repetition of a message that was accepted has no effect.
+2. A repetition of a message that was accepted has no effect. What belongs to a run is said once per epoch.
 3. A message of an older epoch is STALE, one of an epoch that has not started is out of place.
 4. Other content under the same name from the same sender is a STATE_CONFLICT.
 5. The table must have an entry; if not, STATE_CONFLICT.
@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar, cast
 
 from tdn_interop.algo.machine import Effect, Event, LocalEvent, Machine, Table
 from tdn_interop.app.evidence.statements import Outcome
@@ -24,6 +24,8 @@ from tdn_interop.app.flow import Timeouts
 from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.frame import Failure
+
+MessageT = TypeVar("MessageT", bound="Message")
 
 _order = guard("TDN-F-TSK-01")
 _repeats = guard("TDN-F-TSK-03")
@@ -82,7 +84,7 @@ class Admitted(Message):
 
 @dataclass(frozen=True, slots=True)
 class Prepare(Message):
-    """To the parties: load the inputs."""
+    """To the parties: load the inputs; a run of this epoch, if there was one, is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +101,15 @@ class Start(Message):
 
 @dataclass(frozen=True, slots=True)
 class Computed(Message):
-    """From a party: its part is computed, over at most `hops` relays."""
+    """From a party: its part is computed, over at most `hops` relays; a receiver commits to its result."""
 
     hops: int
+    commitment: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupted(Message):
+    """From a party: its run of this epoch was interrupted; it can run again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +174,11 @@ class Send(Effect):
 
 @dataclass(frozen=True, slots=True)
 class WakeAfter(Effect):
-    """Feed `DeadlinePassed(stage)` in so many seconds."""
+    """Feed `DeadlinePassed(stage, epoch)` in so many seconds."""
 
     stage: enum.Enum
     seconds: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,13 +191,21 @@ class Racing(LocalEvent):
 
 @dataclass(frozen=True, slots=True)
 class DeadlinePassed(Racing):
-    """The time of a stage has passed; ignored if the machine has left the stage."""
+    """The time of a stage has passed; ignored if the machine has left the stage, which it entered in `epoch`."""
 
     stage: enum.Enum
+    epoch: int = 0
+
+
+# A run may be repeated under a new epoch, and these are said in each.
+PER_EPOCH = (Prepare, Prepared, Start, Computed, Interrupted)
 
 
 class JobMachine(Machine):
-    """The base of the two machines: it enforces the five rules and asks for the timer of each stage."""
+    """The base of the two machines: it enforces the five rules and asks for the timer of each stage.
+
+    `taken` counts the events that were neither refused nor ignored: those make the machine what it is.
+    """
 
     requirement = "TDN-F-TSK-01"
     stopped: ClassVar[frozenset[enum.Enum]]  # states in which a Racing event may come too late
@@ -200,8 +217,9 @@ class JobMachine(Machine):
         super().__init__()
         self.node = node
         self.epoch = 0
+        self.taken = 0
         self._timeouts = timeouts
-        self._accepted: dict[tuple[str, type[Message]], Message] = {}
+        self._accepted: dict[tuple[str, type[Message], int], Message] = {}
 
     def vet_sender(self, message: Message) -> None:
         """Refuse a message whose sender has no say."""
@@ -211,16 +229,20 @@ class JobMachine(Machine):
 
     def comes_too_late(self, event: Event) -> bool:
         """True for what happened to a stage, or to work, that is over: it is ignored."""
-        if isinstance(event, DeadlinePassed) and event.stage is not self.state:
+        if isinstance(event, DeadlinePassed) and not self.lasts(event):
             return True
         late = isinstance(event, Racing) and self.state in self.stopped
         return late and (self.state, type(event)) not in self.table
+
+    def lasts(self, event: DeadlinePassed) -> bool:
+        """True when the machine is still in the stage whose time has passed."""
+        return event.stage is self.state
 
     def step(self, event: Event) -> list[Effect]:
         """Feed one event. Errors: STATE_CONFLICT, STALE and those of the vets; a refused event changes nothing."""
         if isinstance(event, Message):
             self.vet_sender(event)
-            if self._accepted.get((event.sender, type(event))) == event:
+            if self._accepted.get(_key(event)) == event:
                 return []
             self._vet_epoch(event)
             self._vet_repetition(event)
@@ -229,17 +251,27 @@ class JobMachine(Machine):
         self._vet_state(event)
         if isinstance(event, Message):
             self.vet_content(event)
-            self._accepted[event.sender, type(event)] = event
+            self._accepted[_key(event)] = event
             self.epoch = max(self.epoch, event.epoch)
         before = self.state
         effects = super().step(event)
-        if self.state is not before and self.state in self.limits:
+        self.taken += 1
+        if self.state is not before and self.is_timed():
             effects.append(self.timer())
         return effects
 
+    def is_timed(self) -> bool:
+        """True when a timer starts with the stage that the machine has just entered."""
+        return self.state in self.limits
+
     def timer(self) -> WakeAfter:
         """The wish to be woken when the time of the present stage is over."""
-        return WakeAfter(self.state, getattr(self._timeouts, self.limits[self.state]))
+        return WakeAfter(self.state, getattr(self._timeouts, self.limits[self.state]), self.epoch)
+
+    def _said(self, sender: str, kind: type[MessageT]) -> MessageT | None:
+        """What `sender` has said of this kind, in this epoch if it is said in each."""
+        found = self._accepted.get((sender, kind, self.epoch if issubclass(kind, PER_EPOCH) else 0))
+        return cast("MessageT | None", found)
 
     def _vet_epoch(self, message: Message) -> None:
         told = f"{_name(message)} of epoch {message.epoch}, now is {self.epoch}"
@@ -249,7 +281,7 @@ class JobMachine(Machine):
         _epochs.check(open_, Reason.STATE_CONFLICT, told)
 
     def _vet_repetition(self, message: Message) -> None:
-        known = (message.sender, type(message)) in self._accepted
+        known = _key(message) in self._accepted
         told = f"{message.sender} sent {_name(message)} before, with other content"
         _repeats.check(not known, Reason.STATE_CONFLICT, told)
 
@@ -267,6 +299,10 @@ def describe(table: Table) -> str:
         does = (handler.__doc__ or "").strip() if handler else ""
         lines.append(f"| {state.name} | {event.__name__} | {does} | {target.name if target else '—'} |")
     return "\n".join(lines) + "\n"
+
+
+def _key(message: Message) -> tuple[str, type[Message], int]:
+    return message.sender, type(message), message.epoch if isinstance(message, PER_EPOCH) else 0
 
 
 def _name(event: Event) -> str:

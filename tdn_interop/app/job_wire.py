@@ -35,7 +35,7 @@ def _number(outcome: Outcome) -> job_pb2.Outcome.ValueType:
 
 
 def encode_message(job_id: str, message: words.Message) -> bytes:
-    """Serialize for the topic `job`; the sender is not in it, the channel knows."""
+    """Serialize; the sender is not in it, the post knows."""
     m = job_pb2.JobMessage(job_id=job_id, epoch=message.epoch)
     field, write = _WRITERS[type(message)]
     getattr(m, field).SetInParent()  # for some kinds this is all they say
@@ -67,6 +67,11 @@ def _write_admit(m: Any, message: words.Admit) -> None:
 def _write_abort(m: Any, message: words.Abort) -> None:
     m.outcome = _number(message.outcome)
     m.failure.CopyFrom(wire.failure_to_pb(message.failure))
+
+
+def _write_computed(m: Any, message: words.Computed) -> None:
+    m.hops = message.hops
+    m.result_commitment = message.commitment
 
 
 def _write_stated(m: Any, message: words.Stated) -> None:
@@ -102,7 +107,8 @@ _WRITERS: dict[type[words.Message], tuple[str, Callable[[Any, Any], None] | None
     words.Prepare: ("prepare", None),
     words.Prepared: ("prepared", None),
     words.Start: ("start", _plain("agreement_sha256", "agreement_sha256")),
-    words.Computed: ("computed", _plain("hops", "hops")),
+    words.Computed: ("computed", _write_computed),
+    words.Interrupted: ("interrupted", None),
     words.Release: ("release", None),
     words.Stated: ("stated", _write_stated),
     words.Conclude: ("conclude", _write_conclude),
@@ -123,6 +129,11 @@ def _read_decision(sender: str, epoch: int, m: Any) -> words.Message:
 def _read_admit(sender: str, epoch: int, m: Any) -> words.Message:
     records = tuple(records_wire.signed_from_pb(record) for record in m.records)
     return words.Admit(sender, epoch, m.agreement, records)
+
+
+def _read_computed(sender: str, epoch: int, m: Any) -> words.Message:
+    _check(len(m.result_commitment) in {0, 32}, "a commitment must have 32 bytes")
+    return words.Computed(sender, epoch, m.hops, m.result_commitment)
 
 
 def _read_stated(sender: str, epoch: int, m: Any) -> words.Message:
@@ -152,7 +163,8 @@ _READERS: dict[str, Callable[[str, int, Any], words.Message]] = {
     "prepare": lambda sender, epoch, _: words.Prepare(sender, epoch),
     "prepared": lambda sender, epoch, _: words.Prepared(sender, epoch),
     "start": lambda sender, epoch, m: words.Start(sender, epoch, m.agreement_sha256),
-    "computed": lambda sender, epoch, m: words.Computed(sender, epoch, m.hops),
+    "computed": _read_computed,
+    "interrupted": lambda sender, epoch, _: words.Interrupted(sender, epoch),
     "release": lambda sender, epoch, _: words.Release(sender, epoch),
     "stated": _read_stated,
     "conclude": _read_conclude,

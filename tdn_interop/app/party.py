@@ -3,19 +3,43 @@
 The state says how this party's part went; how the job ended says the verdict alone. A party states an
 outcome once: success when it has delivered, otherwise whatever the coordinator's abort asks for. What
 it has delivered and stated, nothing takes back, not even a verdict that the job failed: another party may
-have failed after it. A party waits for the verdict, but not for ever: its coordinator may be lost.
+have failed after it. A run that is interrupted leaves the party LOST until the coordinator lets everybody prepare
+for the next epoch. A party waits for the verdict, but not for ever: its coordinator may be lost.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
-from tdn_interop.algo.machine import Effect, LocalEvent, Table
+from tdn_interop.algo.machine import Effect, Event, Table
 from tdn_interop.app.evidence.statements import Outcome
 from tdn_interop.app.flow import Timeouts
+from tdn_interop.app.job_events import (
+    AcceptVerdict,
+    AgreementAccepted,
+    Approved,
+    CancelAsked,
+    CheckAgreement,
+    Decide,
+    Declined,
+    Delivered,
+    DeliverResult,
+    Failed,
+    GiveUp,
+    InputLoaded,
+    LoadInput,
+    OfRun,
+    RunInterrupted,
+    RunTask,
+    SignStatement,
+    StatementSigned,
+    StopRun,
+    StopTask,
+    TaskDone,
+    VerdictAccepted,
+)
 from tdn_interop.app.job_protocol import (
     Abort,
     Admit,
@@ -27,12 +51,12 @@ from tdn_interop.app.job_protocol import (
     Conclude,
     DeadlinePassed,
     Fail,
+    Interrupted,
     JobMachine,
     Message,
     Prepare,
     Prepared,
     Propose,
-    Racing,
     Refusal,
     Release,
     Send,
@@ -40,10 +64,10 @@ from tdn_interop.app.job_protocol import (
     Stated,
     Stored,
 )
-from tdn_interop.errors import PeerProtocolError, Reason, Refused, guard
-from tdn_interop.identity import Signed
+from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, Refused, guard
 from tdn_interop.transport.frame import Failure
 
+_order = guard("TDN-F-TSK-01")
 _agreed = guard("TDN-F-TSK-02")
 _forged = guard("TDN-F-TSK-07")
 _epochs = guard("TDN-F-TSK-08")
@@ -58,6 +82,7 @@ class PartyState(enum.Enum):
     RESERVED = enum.auto()  # the agreement is consented to
     READY = enum.auto()  # the input is loaded
     RUNNING = enum.auto()
+    LOST = enum.auto()  # the run was interrupted
     COMPUTED = enum.auto()
     SUCCESS = enum.auto()
     REJECTED = enum.auto()
@@ -66,139 +91,16 @@ class PartyState(enum.Enum):
 
 
 P = PartyState
-_LIVE = (P.PENDING, P.AWAITING_APPROVAL, P.APPROVED, P.RESERVED, P.READY, P.RUNNING, P.COMPUTED)
+_LIVE = (
+    P.PENDING, P.AWAITING_APPROVAL, P.APPROVED, P.RESERVED, P.READY, P.RUNNING, P.LOST, P.COMPUTED,
+)  # fmt: skip
 _ENDED = (P.SUCCESS, P.REJECTED, P.FAILED, P.CANCELLED)
+_BEFORE_RUN = (P.RESERVED, P.READY, P.LOST)
 _STOPPED_AS = {
     Outcome.REJECTED: P.REJECTED,
     Outcome.FAILED: P.FAILED,
     Outcome.CANCELLED: P.CANCELLED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Approved(LocalEvent):
-    """An answer to `Decide`: the signed Offer and the NodeRecord of this node."""
-
-    offer: Signed
-    record: Signed
-
-
-@dataclass(frozen=True, slots=True)
-class Declined(LocalEvent):
-    """The other answer to `Decide`."""
-
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class CancelAsked(LocalEvent):
-    """The owner of this node wants the job cancelled."""
-
-    comment: str
-
-
-@dataclass(frozen=True, slots=True)
-class AgreementAccepted(Racing):
-    """The answer to `CheckAgreement`: the signed Consent and the digest it is for."""
-
-    consent: Signed
-    agreement_sha256: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class InputLoaded(Racing):
-    """The answer to `LoadInput`."""
-
-
-@dataclass(frozen=True, slots=True)
-class TaskDone(Racing):
-    """The answer to `RunTask`."""
-
-    hops: int
-
-
-@dataclass(frozen=True, slots=True)
-class Delivered(Racing):
-    """The answer to `DeliverResult`: the result is in its place, or there is none for this party."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failed(Racing):
-    """Work for this job failed on this node, or the coordinator is lost."""
-
-    failure: Failure
-
-
-@dataclass(frozen=True, slots=True)
-class StatementSigned(Racing):
-    """The answer to `SignStatement`, with the NodeRecord of this node."""
-
-    statement: Signed
-    record: Signed | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class VerdictAccepted(Racing):
-    """The answer to `AcceptVerdict`: the serialized Attestation of this node."""
-
-    attestation: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Decide(Effect):
-    """Store the flow; ask the rules or wait for a human; answer `Approved` or `Declined`."""
-
-    flow: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class CheckAgreement(Effect):
-    """Make the agreement again from the offers and compare; answer `AgreementAccepted` or `Failed`."""
-
-    agreement: bytes
-    records: tuple[Signed, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadInput(Effect):
-    """Load the input, if this party has one; answer `InputLoaded` or `Failed`."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunTask(Effect):
-    """Run this party's part of the task; answer `TaskDone` or `Failed`."""
-
-    epoch: int
-
-
-@dataclass(frozen=True, slots=True)
-class DeliverResult(Effect):
-    """Put the result in its place, if this party receives one; answer `Delivered` or `Failed`."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopTask(Effect):
-    """Stop all work for this job, wait until it has stopped, and remove what it has put out. May repeat."""
-
-
-@dataclass(frozen=True, slots=True)
-class SignStatement(Effect):
-    """Record and sign the outcome; answer `StatementSigned`. At most one for each party and job."""
-
-    outcome: Outcome
-
-
-@dataclass(frozen=True, slots=True)
-class GiveUp(Effect):
-    """End the record of the job without a verdict, unless one has been accepted."""
-
-
-@dataclass(frozen=True, slots=True)
-class AcceptVerdict(Effect):
-    """Verify the verdict and record it as the end of the job; answer `VerdictAccepted`."""
-
-    verdict: Signed
-    records: tuple[Signed, ...] = ()
 
 
 class PartyTask(JobMachine):
@@ -226,10 +128,13 @@ class PartyTask(JobMachine):
         _forged.check(message.sender == self.coordinator, Reason.IDENTITY_MISMATCH, told, Refused)
 
     def vet_content(self, message: Message) -> None:
-        """What was not consented to is not run, and nobody else tells this party that it succeeded.
+        """Refuse to run what was not consented to or is delivered, and to hear of a success of ours from others.
 
         Errors: STALE, DIGEST_MISMATCH, STATE_CONFLICT.
         """
+        if isinstance(message, Prepare):
+            told = "the result is being delivered, it is not computed again"
+            _epochs.check(not self._said(self.coordinator, Release), Reason.STATE_CONFLICT, told)
         if isinstance(message, Start):
             _epochs.check(
                 message.epoch > self.epoch, Reason.STALE, f"epoch {message.epoch} cannot start again"
@@ -241,6 +146,19 @@ class PartyTask(JobMachine):
             honest = isinstance(message, Conclude) and self.stated is Outcome.SUCCEEDED
             told = f"{type(message).__name__} claims a success that this party has not stated"
             _forged.check(honest, Reason.STATE_CONFLICT, told, PeerProtocolError)
+
+    def comes_too_late(self, event: Event) -> bool:
+        """As JobMachine; and what became of a run that has been stopped, or will be, does not matter."""
+        if isinstance(event, OfRun) and (event.epoch < self.epoch or self.state in _BEFORE_RUN):
+            return True
+        return super().comes_too_late(event)
+
+    def _vet_state(self, event: Event) -> None:
+        super()._vet_state(event)
+        if isinstance(event, CancelAsked):
+            told = "it is too late to cancel, the verdict is given"
+            given = self._said(self.coordinator, Conclude)
+            _order.check(not given, Reason.STATE_CONFLICT, told, LocalProtocolError)
 
     def _send(self, message: Message) -> Effect:
         return Send(self.coordinator, message)
@@ -271,6 +189,11 @@ class PartyTask(JobMachine):
         """Load the input."""
         yield LoadInput()
 
+    def _again(self, _: Prepare) -> Iterator[Effect]:
+        """Stop the run that is over and load the input."""
+        yield StopRun()
+        yield LoadInput()
+
     def _prepared(self, _: InputLoaded) -> Iterator[Effect]:
         """Say so."""
         yield self._send(Prepared(self.node, self.epoch))
@@ -281,7 +204,11 @@ class PartyTask(JobMachine):
 
     def _computed(self, event: TaskDone) -> Iterator[Effect]:
         """Say so."""
-        yield self._send(Computed(self.node, self.epoch, event.hops))
+        yield self._send(Computed(self.node, self.epoch, event.hops, event.commitment))
+
+    def _interrupted(self, _: RunInterrupted) -> Iterator[Effect]:
+        """Say so."""
+        yield self._send(Interrupted(self.node, self.epoch))
 
     def _deliver(self, _: Release) -> Iterator[Effect]:
         """Deliver the result."""
@@ -353,8 +280,13 @@ class PartyTask(JobMachine):
         (P.RESERVED, InputLoaded): (_prepared, P.READY),
         (P.READY, Start): (_run, P.RUNNING),
         (P.RUNNING, TaskDone): (_computed, P.COMPUTED),
+        (P.RUNNING, RunInterrupted): (_interrupted, P.LOST),
+        (P.RUNNING, Prepare): (_again, P.RESERVED),
+        (P.LOST, Prepare): (_again, P.RESERVED),
+        (P.COMPUTED, Prepare): (_again, P.RESERVED),
         (P.COMPUTED, Release): (_deliver, None),
         (P.COMPUTED, Delivered): (_delivered, P.SUCCESS),
+        (P.SUCCESS, CancelAsked): (_cancel, None),  # the verdict decides
     }
     for _at in _LIVE:
         table[_at, Failed] = (_fail, P.FAILED)

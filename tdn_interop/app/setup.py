@@ -39,6 +39,8 @@ role = {role}
 # database = "postgresql+psycopg://..."
 # Suites this node serves, best first; all unless given.
 # suites = ["x25519-sha256-ell2"]
+# Seconds after which a list of revoked nodes is too old to begin channels; tops issue one every 60.
+# status_max_age_s = 600
 # Largest set this node takes part with.
 # max_items = 2000000
 
@@ -65,6 +67,7 @@ idle_s = 120
 # step_s = 3600
 # run_s = 86400
 # stop_s = 600
+# lease_s = 3600
 
 # Calls that one node (one address, before it has a certificate) may make in a second, ten times as many at once;
 # `calls` counts everything that has no line of its own. Beyond: RATE_LIMITED.

@@ -37,7 +37,8 @@ class World:
     log: list[Send] = field(default_factory=list)
     verdicts: list[jobs.SignVerdict] = field(default_factory=list)
     accepted: dict[str, Outcome] = field(default_factory=dict)  # by party, from AcceptVerdict
-    runs: dict[str, int] = field(default_factory=dict)
+    runs: dict[tuple[str, int], int] = field(default_factory=dict)  # by node and epoch
+    interrupted: set[str] = field(default_factory=set)  # whose next run is
     outputs: set[str] = field(default_factory=set)
     gave_up: set[str] = field(default_factory=set)
     refusals: list[TdnError] = field(default_factory=list)
@@ -90,12 +91,18 @@ class World:
             case parties.LoadInput():
                 yield parties.InputLoaded()
             case parties.RunTask():
-                self.runs[node] = self.runs.get(node, 0) + 1
-                yield parties.TaskDone(2)
+                self.runs[node, effect.epoch] = self.runs.get((node, effect.epoch), 0) + 1
+                if node in self.interrupted:
+                    self.interrupted.discard(node)
+                    yield parties.RunInterrupted(effect.epoch)
+                else:
+                    yield parties.TaskDone(effect.epoch, 2, hashlib.sha256(node.encode()).digest())
             case parties.DeliverResult():
                 if machine.state is PartyState.COMPUTED:  # else StopTask has stopped the work
                     self.outputs.add(node)
                     yield parties.Delivered()
+            case parties.StopRun():
+                pass
             case parties.StopTask():
                 self.outputs.discard(node)
             case parties.SignStatement(outcome):
@@ -115,7 +122,7 @@ class World:
 
     def fire(self, index=0):
         machine, timer = self.timers.pop(index)
-        self.feed(machine, jobs.DeadlinePassed(timer.stage))
+        self.feed(machine, jobs.DeadlinePassed(timer.stage, timer.epoch))
 
     def settle(self):
         """Let everything happen that can, in order, but let no time pass."""
@@ -140,6 +147,6 @@ class World:
 FROM_PARTY = tuple(
     getattr(parties, name)
     for name in (
-        "Stored", "Approval", "Refusal", "Admitted", "Prepared", "Computed", "Stated", "Attested", "Fail", "Cancel",
+        "Stored", "Approval", "Refusal", "Admitted", "Prepared", "Computed", "Interrupted", "Stated", "Attested", "Fail", "Cancel",
     )
 )  # fmt: skip

@@ -102,8 +102,8 @@ def test_canonical_form_is_fixed():
         + ","
         + two
         + '],"name":"match","normalisation":{"case":"keep","trim":true,"unicode":"NFC"},"output":{"path":""},'
-        '"receivers":["a.x.cn"],"suites":[]}],"timeouts":{"approval_s":3600,"run_s":3600,"step_s":300,'
-        '"stop_s":60},"version":1}'
+        '"receivers":["a.x.cn"],"suites":[]}],"timeouts":{"approval_s":3600,"lease_s":120,"run_s":3600,'
+        '"step_s":300,"stop_s":60},"version":1}'
     )
     spec = flow_from_toml(toml())
     assert canonical(spec).decode() == text

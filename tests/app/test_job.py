@@ -85,7 +85,7 @@ class TestTheOrder:
         assert [state for state, _ in itertools.groupby(seen)] == [*LIVE, JobState.SUCCEEDED]
         assert_alike(world, Outcome.SUCCEEDED)
         assert world.refusals == []
-        assert world.runs == dict.fromkeys(NODES, 1)
+        assert world.runs == dict.fromkeys(((node, 1) for node in NODES), 1)
         kinds = [type(send.message).__name__ for send in world.log if B in (send.to, send.message.sender)]
         assert kinds == [
             "Propose", "Stored", "Approval", "Admit", "Admitted", "Prepare", "Prepared",
@@ -125,7 +125,7 @@ class TestTheOrder:
             (timer.stage.name, timer.seconds) for machine, timer in world.timers if machine is world.job
         ]
         assert limits == [
-            ("INITIALIZED", 300), ("AWAITING_APPROVAL", 3600), ("ADMITTING", 300),
+            ("INITIALIZED", 3600), ("AWAITING_APPROVAL", 3600), ("ADMITTING", 300),
             ("READY", 300), ("RUNNING", 3600), ("VERIFYING", 300),
         ]  # fmt: skip
 
@@ -176,7 +176,7 @@ class TestRepetitionsAndEpochs:
                 world.deliver()
                 assert (world.work, len(world.mail)) == (once[0], once[1] - 1)
         assert world.refusals == []
-        assert world.runs == dict.fromkeys(NODES, 1)
+        assert world.runs == dict.fromkeys(((node, 1) for node in NODES), 1)
         assert_alike(world, Outcome.SUCCEEDED)
 
     def test_every_message_may_come_again_at_the_end(self):
@@ -207,7 +207,7 @@ class TestRepetitionsAndEpochs:
         machine.state = PartyState.READY
         digest = machine._agreement_sha256
         machine.step(Start(A, 2, digest))
-        machine.step(parties.TaskDone(0))
+        machine.step(parties.TaskDone(2, 0))
         for message in (Release(A, 1), Abort(A, 1, Outcome.FAILED, BROKEN), Start(A, 1, digest)):
             assert refusal(machine, message, PeerProtocolError) == (Reason.STALE, "TDN-F-TSK-08")
 
@@ -447,14 +447,14 @@ class TestTheEnd:
             Cancel(C, machine.epoch, "x"),
             Computed(C, machine.epoch, 9),
         ):
-            if machine._accepted.get((C, type(message))) is None:
+            if machine._said(C, type(message)) is None:
                 assert refusal(machine, message, PeerProtocolError)[0] is Reason.STATE_CONFLICT
         assert machine.step(jobs.PartyLost(C)) == []
         assert machine.step(jobs.Agreed(b"", b"", ())) == []
         party = world.parties[C]
         ended = party.state
         assert party.step(parties.Failed(BROKEN)) == []
-        assert party.step(parties.TaskDone(1)) == []
+        assert party.step(parties.TaskDone(1, 1)) == []
         assert refusal(party, parties.CancelAsked(""), LocalProtocolError)[0] is Reason.STATE_CONFLICT
         assert (machine.state, party.state) == (state, ended)
         assert len(world.verdicts) == 1

@@ -44,7 +44,8 @@ EVENTS = sorted(
     ),
     key=lambda cls: cls.__name__,
 )
-ABSTRACT = {Message, Racing, jobs.Complete}
+ABSTRACT = {Message, Racing, jobs.Complete, parties.OfRun}
+BETWEEN_RUNS = {PartyState.RESERVED, PartyState.READY, PartyState.LOST}
 VALUES = {
     "bytes": b"x",
     "Signed": signed(B, "x"),
@@ -111,7 +112,8 @@ def test_every_cell_does_what_its_table_says_and_nothing_else():
             continue
         if row is None:
             assert issubclass(cls, Racing), (state, cls)
-            assert state in machine.stopped
+            between_runs = issubclass(cls, parties.OfRun) and state in BETWEEN_RUNS
+            assert state in machine.stopped or between_runs
             assert (effects, vars(machine)) == ([], before), (state, cls)
         elif row[1] is not None:
             assert machine.state is row[1], (state, cls)
@@ -200,6 +202,16 @@ class Chaos(RuleBasedStateMachine):
         self.world.declining |= {node}
 
     @rule(node=node)
+    def interrupt(self, node):
+        self.world.interrupted |= {node}
+
+    @rule(node=node)
+    def kill_while_running(self, node):
+        machine = self.world.parties[node]
+        if machine.state is PartyState.RUNNING:
+            self.world.feed(machine, parties.RunInterrupted(machine.epoch))
+
+    @rule(node=node)
     def fail(self, node):
         self.world.feed(self.world.parties[node], parties.Failed(BROKEN))
 
@@ -220,8 +232,8 @@ class Chaos(RuleBasedStateMachine):
 
     @invariant()
     def nothing_runs_twice_and_nothing_runs_without_consent(self):
-        assert set(self.world.runs.values()) <= {1}
-        for node in self.world.runs:
+        assert set(self.world.runs.values()) <= {1}, "an epoch runs once"
+        for node, _ in self.world.runs:
             assert self.world.parties[node]._agreement_sha256
 
     @invariant()
@@ -246,7 +258,7 @@ class Chaos(RuleBasedStateMachine):
         for _ in range(4):
             self.world.settle()
             for machine in (self.world.job, *self.world.parties.values()):
-                self.world.feed(machine, DeadlinePassed(machine.state))
+                self.world.feed(machine, DeadlinePassed(machine.state, machine.epoch))
         self.world.settle()
         self.there_is_at_most_one_verdict()
         self.a_success_is_a_success_of_all()
