@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import sqlalchemy as sa
 
@@ -17,7 +19,7 @@ from tdn_interop.identity import Signed, fingerprint
 from tdn_interop.transport.records_wire import NodeRecord, decode_signed, encode_signed
 from tdn_interop.transport.trust import now_ms
 
-ACTIVE, ENDORSED = "ACTIVE", "ENDORSED"
+ACTIVE, ENDORSED, REVOKED = "ACTIVE", "ENDORSED", "REVOKED"
 
 
 class Register:
@@ -38,6 +40,10 @@ class Register:
         """Members that enrolled here."""
         return sorted(self._active)
 
+    async def every(self) -> list[MemberRow]:
+        """All nodes of the register, whatever their state, by node id."""
+        return await self._store.run(members.every)
+
     def known(self, node: str) -> bool:
         """True for a member that enrolled here."""
         return node in self._active
@@ -48,11 +54,12 @@ class Register:
         return decode_signed(row.record) if row and row.record else None
 
     async def invite(self, node: str, role: str, valid_s: int) -> tuple[bytes, int]:
-        """(secret, end in milliseconds) of a new token; only its digest is kept."""
+        """(secret, end in milliseconds) of a new token; only its digest is kept. Errors: REVOKED."""
         secret, ends = secrets.token_bytes(16), now_ms() + valid_s * 1000
         row = TokenRow(hashlib.sha256(secret).digest(), node, role, ends)
 
         def write(connection: sa.Connection) -> None:
+            _not_revoked(connection, node)
             tokens.add(connection, row)
             self._log.append_in(connection, "member.invited", node, {"role": role})
 
@@ -61,7 +68,12 @@ class Register:
 
     async def check_token(self, secret_sha256: bytes, node: str, role: str) -> None:
         """See `Members`."""
-        good = await self._store.run(lambda c: tokens.usable(c, secret_sha256, node, role, now_ms()))
+
+        def usable(connection: sa.Connection) -> bool:
+            _not_revoked(connection, node)
+            return tokens.usable(connection, secret_sha256, node, role, now_ms())
+
+        good = await self._store.run(usable)
         guard("TDN-T-IDN-07").check(
             good, Reason.TOKEN_INVALID, f"no usable token for {node} as {role}", Refused
         )
@@ -70,6 +82,7 @@ class Register:
         """See `Members`."""
 
         def write(connection: sa.Connection) -> None:
+            _not_revoked(connection, record.node_id)
             tokens.spend(connection, secret_sha256, record.node_id, record.role, now_ms())
             members.put(connection, _row(record, signed, ACTIVE))
             self._log.append_in(connection, "member.admitted", record.node_id, _facts(record))
@@ -81,6 +94,7 @@ class Register:
         """See `Members`."""
 
         def write(connection: sa.Connection) -> Signed:
+            _not_revoked(connection, record.node_id)
             row = members.get(connection, record.node_id)
             if row is None:
                 members.put(connection, _row(record, signed, ENDORSED))
@@ -93,6 +107,35 @@ class Register:
             return decode_signed(row.record or b"")
 
         return await self._store.run(write)
+
+    async def expel(self, nodes: Iterable[str]) -> None:
+        """These nodes, if they are in the register, are no members any more, for ever."""
+        named = list(nodes)
+
+        def write(connection: sa.Connection) -> None:
+            for node in named:
+                self.expel_in(connection, node, {})
+
+        await self._store.run(write)
+        for node in named:
+            self.forget(node)
+
+    def expel_in(self, connection: sa.Connection, node: str, facts: Mapping[str, str]) -> None:
+        """`expel` as a part of the caller's transaction, which calls `forget` after it. Once for each node."""
+        row = members.get(connection, node)
+        if row and row.state != REVOKED:
+            members.put(connection, replace(row, state=REVOKED))
+            self._log.append_in(connection, "member.revoked", node, facts)
+
+    def forget(self, node: str) -> None:
+        """From now on the node is not `known`."""
+        self._active.discard(node)
+
+
+def _not_revoked(connection: sa.Connection, node: str) -> None:
+    row = members.get(connection, node)
+    ok = row is None or row.state != REVOKED
+    guard("TDN-T-IDN-10").check(ok, Reason.REVOKED, f"{node} has been revoked; choose another id", Refused)
 
 
 def _row(record: NodeRecord, signed: Signed, state: str) -> MemberRow:

@@ -42,11 +42,15 @@ _log = structlog.get_logger("tdn.dial")
 
 @dataclass(frozen=True, slots=True)
 class Dialler:
-    """What the dialled connections of a node have in common: its certificate, the private folder, who counts calls."""
+    """What the dialled connections of a node have in common: its certificate, the private folder, who counts calls.
+
+    `refusal` tells why a node is refused although its certificate is good.
+    """
 
     context: Callable[[], ssl.SSLContext]
     folder: Path
     interceptors: tuple[grpc.aio.ClientInterceptor, ...] = ()
+    refusal: Callable[[str], TdnError | None] = lambda _node: None
 
 
 class Dialled:
@@ -112,6 +116,14 @@ class Dialled:
                 if pipe.transport:
                     pipe.transport.abort()
 
+    def drop_refused(self) -> None:
+        """End the connections when the node is refused by now; dialling again says why."""
+        if self.peer and self._pipes and (refusal := self._dialler.refusal(self.peer.node)):
+            _note(refusal)
+            for pipe in self._pipes:
+                if pipe.transport:
+                    pipe.transport.abort()
+
     def serve(self, local: Pipe) -> None:
         """Carry one local connection out."""
         task = asyncio.ensure_future(self._carry(local))
@@ -144,6 +156,8 @@ class Dialled:
                     lambda: remote, sock=stream, ssl=context, server_hostname=self.node
                 )
             self.peer = tls.peer_certificate(transport.get_extra_info("ssl_object"))
+            if refusal := self._dialler.refusal(self.peer.node):
+                raise refusal
         except (OSError, TdnError, asyncio.CancelledError) as error:
             if remote.transport:
                 remote.transport.abort()

@@ -32,6 +32,8 @@ CONNECTIONS = 4096
 DESCRIPTORS = 3
 # How long a listener rests when a connection cannot be accepted, for instance for want of descriptors.
 ACCEPT_REST_S = 0.2
+# How long a node that is refused may stay: long enough to be told why.
+TELL_S = 1.0
 # Bytes kept for a slow reader before the fast side is paused.
 HIGH_WATER = 4 << 20
 
@@ -113,14 +115,18 @@ class Front:
         # Connection -> node or address it comes from, oldest first.
         self._served: dict[_Inner, str] = {}
         self._raw: set[socket.socket] = set()  # accepted, and not yet a transport's
+        # Why a node is refused although its certificate is good; asked at the handshake, at each call and by sweeps.
+        self.refusal: Callable[[str], TdnError | None] = lambda _node: None
 
     def peer(self, grpc_peer: str) -> PeerCertificate:
-        """The certificate behind `context.peer()`. Errors: UNAUTHENTICATED."""
+        """The certificate behind `context.peer()`. Errors: UNAUTHENTICATED, REVOKED."""
         found = self._peers.get(grpc_peer)
         if found is None:
             guard("TDN-T-IDN-01").refuse(
                 Reason.UNAUTHENTICATED, "this connection has no verified certificate"
             )
+        if refusal := self.refusal(found.node):
+            raise refusal
         return found
 
     def source(self, grpc_peer: str) -> str:
@@ -169,6 +175,14 @@ class Front:
                 inner.end()
                 self._on_refusal(expired(peer))
 
+    def drop_refused(self) -> None:
+        """End the connections of nodes that are refused by now; each one is a refusal."""
+        for inner in list(self._served):
+            peer = self._peers.get(inner.key)
+            if peer and (refusal := self.refusal(peer.node)):
+                inner.end()
+                self._on_refusal(refusal)
+
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with listener:
@@ -206,7 +220,11 @@ class Front:
             return
         finally:
             self._raw.discard(stream)
-        await self._connect(outer, peer, peer.node if peer else origin.rpartition(":")[0])
+        life_s = self._life_s
+        if peer and (refusal := self.refusal(peer.node)):
+            self._on_refusal(refusal)
+            life_s = TELL_S  # no handler serves it; its first call is told why
+        await self._connect(outer, peer, peer.node if peer else origin.rpartition(":")[0], life_s)
 
     async def _handshake(self, stream: socket.socket, origin: str) -> tuple[Pipe, PeerCertificate | None]:
         stream.setblocking(False)
@@ -225,7 +243,9 @@ class Front:
             transport.abort()
             raise
 
-    async def _connect(self, outer: Pipe, peer: PeerCertificate | None, source: str) -> None:
+    async def _connect(
+        self, outer: Pipe, peer: PeerCertificate | None, source: str, life_s: float | None
+    ) -> None:
         loop = asyncio.get_running_loop()
         # Other fronts of the node have their sockets in the same folder.
         name = self._folder / f"{self._backend.stem}-in{next(self._numbers)}"
@@ -252,8 +272,8 @@ class Front:
         self._pipes.update((outer, inner))
         self._give_way(source)
         self._served[inner] = source
-        if self._life_s:
-            inner.ends = loop.call_later(self._life_s, inner.end)
+        if life_s:
+            inner.ends = loop.call_later(life_s, inner.end)
         outer.join(inner)
 
     def _give_way(self, source: str) -> None:

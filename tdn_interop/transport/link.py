@@ -88,6 +88,10 @@ class Link:
         """Begin anew when the certificate of the parent has expired."""
         self._dialled.drop_expired(now_ms)
 
+    def drop_refused(self) -> None:
+        """End the connection when the other side is refused by now."""
+        self._dialled.drop_refused()
+
     @property
     def channel(self) -> grpc.aio.Channel:
         """For stubs of services that the parent offers."""

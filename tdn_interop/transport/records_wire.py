@@ -125,10 +125,10 @@ def signed_to_pb(signed: Signed) -> identity_pb2.Signed:
     return identity_pb2.Signed(statement=signed.statement, signer=signed.signer, signature=signed.signature)
 
 
-def signed_from_pb(message: identity_pb2.Signed) -> Signed:
-    """From the message."""
+def signed_from_pb(message: identity_pb2.Signed, longest: int = MAX_STATEMENT) -> Signed:
+    """From the message; `longest` bytes its statement may have."""
     _check(len(message.signature) == 64, "a signature must have 64 bytes")
-    _check(0 < len(message.statement) <= MAX_STATEMENT, "a statement is empty or too long")
+    _check(0 < len(message.statement) <= longest, "a statement is empty or too long")
     return Signed(message.statement, ids.node_id(message.signer, PeerProtocolError), message.signature)
 
 

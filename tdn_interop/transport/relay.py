@@ -97,6 +97,7 @@ class Tunnels:
         self._tasks: set[asyncio.Task[object]] = set()
         self.passing: dict[bytes, Passage] = {}  # what is carried now, tunnels that begin here included
         self.takes: Callable[[], None] = _always  # raises while nothing new is taken
+        self.admit: Callable[[str], None] = lambda _node: None  # raises for a node that may not have tunnels
 
     @property
     def attached(self) -> list[str]:
@@ -223,6 +224,8 @@ class Tunnels:
             self._tasks.discard(task)
 
     async def _onward(self, opening: Opening) -> _Onward:
+        for end in (opening.source, opening.destination):
+            self.admit(end)
         step = route.next_step(self.me, self._parent, opening.destination)
         if step.way is Way.HERE:
             near, far = socket_pair()

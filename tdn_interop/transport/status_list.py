@@ -36,12 +36,15 @@ class Standing:
 
 
 class StatusLists:
-    """The newest lists a node holds. `key_of` tells the identity key of a top that is trusted, or None."""
+    """The newest lists a node holds. `signed_by_top(context, signed)` raises unless a top that is trusted signed."""
 
     def __init__(
-        self, key_of: Callable[[str], bytes | None], max_age_s: float, clock: Callable[[], int] = now_ms
+        self,
+        signed_by_top: Callable[[str, Signed], None],
+        max_age_s: float,
+        clock: Callable[[], int] = now_ms,
     ) -> None:
-        self._key_of = key_of
+        self._signed_by_top = signed_by_top
         self._max_age_ms = int(max_age_s * 1000)
         self._clock = clock
         self._started_ms = clock()
@@ -56,11 +59,8 @@ class StatusLists:
         Errors: SIGNATURE_INVALID, INVALID_REQUEST; STATUS_STALE for one from the future, which would never
         become old; EQUIVOCATION for one on which somebody is missing: revoked is for ever.
         """
-        gate, key = guard("TDN-T-IDN-09"), self._key_of(signed.signer)
-        signed_by_top = key is not None and identity.verify(identity.STATUS_LIST, signed, key)
-        gate.check(
-            signed_by_top, Reason.SIGNATURE_INVALID, f"no top that is trusted here signed the list of {signed.signer}"
-        )  # fmt: skip
+        gate = guard("TDN-T-IDN-09")
+        self._signed_by_top(identity.STATUS_LIST, signed)
         found = wire.decode_status_list(signed.statement)
         gate.check(
             found.top == signed.signer,
@@ -95,30 +95,28 @@ class StatusLists:
         """From now on refuse these nodes and everybody below them."""
         self._revoked.update({one.node_id: one for one in revoked})
 
-    # -- what follows --------------------------------------------------------------------------
+    # -- what follows --- -------------------------------------------------------------------------
 
-    def refusal(self, node: str) -> Refused | None:
-        """Why `node` is refused, None when it is not: it was revoked itself, or somebody above it."""
-        if not self._revoked:
-            return None
+    def admit(self, node: str) -> None:
+        """Errors: REVOKED, when the node was revoked itself or somebody above it."""
         above = node
-        while above and above not in self._revoked:
+        while self._revoked and above and above not in self._revoked:
             above = ids.parent(above)
-        if not above:
-            return None
         why = (
             f"{node} has been revoked"
             if above == node
             else f"{node} is below {above}, which has been revoked"
         )
-        return Refused(Reason.REVOKED, why, "TDN-T-IDN-01")
+        revoked = self._revoked and above
+        guard("TDN-T-IDN-01").check(not revoked, Reason.REVOKED, why, Refused)
 
-    def admit(self, node: str) -> None:
-        """Errors: REVOKED."""
-        refusal = self.refusal(node)
-        guard("TDN-T-IDN-01").check(
-            refusal is None, Reason.REVOKED, refusal.message if refusal else "", Refused
-        )
+    def refusal(self, node: str) -> Refused | None:
+        """Why `node` is refused, None when it is not."""
+        try:
+            self.admit(node)
+        except Refused as refusal:
+            return refusal
+        return None
 
     def admit_new(self, node: str) -> None:
         """For a channel that begins. Errors: REVOKED, STATUS_STALE."""
@@ -129,6 +127,11 @@ class StatusLists:
             f"the newest status list of {top} is older than {self._max_age_ms // 1000} s, no channel with {node} begins",
             Unavailable,
         )  # fmt: skip
+
+    def version(self, top: str) -> int:
+        """The version of the newest list of a top, 0 when there is none."""
+        found = self._lists.get(top)
+        return found.version if found else 0
 
     def on_list(self, node: str) -> bool:
         """True when a list of a top names `node` itself."""

@@ -8,8 +8,11 @@ from itertools import pairwise
 from google.protobuf.message import DecodeError
 
 from tdn_interop import ids
+from tdn_interop._pb.tdn.common.v1 import identity_pb2
 from tdn_interop._pb.tdn.transport.v1 import status_service_pb2 as pb
 from tdn_interop.errors import PeerProtocolError, Reason, guard
+from tdn_interop.identity import Signed
+from tdn_interop.transport import records_wire
 
 # Bytes of a list: about 15,000 nodes. It goes to every node once a minute.
 MAX_LIST = 1 << 20
@@ -71,6 +74,11 @@ def decode_status_list(data: bytes) -> StatusList:
     _check(all(ids.is_below(r.node_id, top) for r in revoked), f"the list of {top} names a node of others")
     _check(all(a.node_id < b.node_id for a, b in pairwise(revoked)), "the status list is not in order")
     return StatusList(top, m.version, m.issued_at_ms, revoked)
+
+
+def signed_list_from_pb(message: identity_pb2.Signed) -> Signed:
+    """A signed list, which may be longer than other statements."""
+    return records_wire.signed_from_pb(message, MAX_LIST)
 
 
 def encode_order(order: Order) -> bytes:
