@@ -15,14 +15,21 @@ from tdn_interop._pb.tdn.transport.v1 import (
     enrolment_service_pb2_grpc,
     notice_service_pb2_grpc,
     routing_service_pb2_grpc,
+    status_service_pb2_grpc,
 )
 from tdn_interop.app.admission import Admission
 from tdn_interop.app.anchoring import Anchoring, EvidenceServicer
+from tdn_interop.app.cutting import Cutting
+from tdn_interop.app.draining import Draining
 from tdn_interop.app.evidence import wire as evidence_wire
 from tdn_interop.app.evidence.log import EvidenceLog
+from tdn_interop.app.federation import Federation
 from tdn_interop.app.pings import PING, PONG, Pings
+from tdn_interop.app.post import TOPIC as POST
+from tdn_interop.app.post import Post
 from tdn_interop.app.receipts import Receipts
 from tdn_interop.app.register import Register
+from tdn_interop.app.revocation import Revoking
 from tdn_interop.app.standing import Standing
 from tdn_interop.app.store import members
 from tdn_interop.app.store.engine import Store
@@ -50,6 +57,8 @@ from tdn_interop.transport.relay_service import RelayServicer
 from tdn_interop.transport.routing_service import Routing, RoutingServicer
 from tdn_interop.transport.rpc_metrics import client_interceptors
 from tdn_interop.transport.server import Server
+from tdn_interop.transport.status_list import StatusLists
+from tdn_interop.transport.status_service import StatusServicer
 from tdn_interop.transport.trust import Trust, now_ms
 
 _log = structlog.get_logger("tdn.mesh")
@@ -64,7 +73,8 @@ SWEEP_S = 10.0
 class Mesh:
     """Everything of a node that other nodes meet.
 
-    `on_channel` hears of sessions that open and end; `admits(peer, topic)` says which messages are served.
+    `listeners` hear of sessions that open and end. `served` holds, by the first part of a topic's name, who says
+    whether a message (peer, topic) is served; `admits` says so for every other topic.
     """
 
     def __init__(
@@ -72,7 +82,8 @@ class Mesh:
     ) -> None:
         self.config, self.me, self.standing = config, config.id, standing
         self.register = Register(store, log)
-        self.on_channel: Callable[[ChannelEvent], None] = lambda _event: None
+        self.listeners: list[Callable[[ChannelEvent], None]] = []
+        self.served: dict[str, Callable[[str, str], bool]] = {}
         self.admits: Callable[[str, str], bool] = lambda _peer, _topic: False
         self._store, self._evidence, self._metrics = store, log, metrics
         self._pins: dict[str, bytes] = {}
@@ -82,9 +93,11 @@ class Mesh:
         self._rates = Rates({kind: Rate(per_s, BURST_S * per_s) for kind, per_s in config.rates})
         place = standing.membership
         self.trust = Trust(place.top, place.top_identity_key, self._pin)
+        self.lists = StatusLists(self.trust.signed_by_top, config.status_max_age_s)
         dialler = Dialler(
-            lambda: tls.client_context(standing.files), self._folder, client_interceptors(metrics.rpc_client)
-        )
+            lambda: tls.client_context(standing.files), self._folder, client_interceptors(metrics.rpc_client),
+            self.lists.refusal,
+        )  # fmt: skip
         self.link = Link(self.me, place.parent, place.parent_link, dialler) if place.parent else None
         self.server = Server(
             lambda: tls.server_context(standing.files),
@@ -95,13 +108,22 @@ class Mesh:
         )
         self.receipts = Receipts(store, log, place.parent, self._parent_key, self.refused)
         self.tunnels = Tunnels(standing.key, place.parent, self.link, self.server.front, self.receipts)
+        self.server.front.refusal, self.tunnels.admit = self.lists.refusal, self.lists.admit
         self.peers = Peers(self.tunnels, config.direct, dialler, config.timeouts.dial_s)
         self.channels = Channels(
             self.me, self._credentials, self._verify, self.peers.connect,
             _limits(config),
-            admits=lambda peer, topic: topic in {PING, PONG} or self.admits(peer, topic), on_event=self._noted,
+            admits=self._serves, on_event=self._noted,
         )  # fmt: skip
-        self.notices = Notices(config.file("notices"))
+        self.post = Post(self.channels, store, self.spawn, self.refused)
+        self.listeners.append(self.post.on_channel)
+        self.draining = Draining(self.me, self.tunnels)
+        self.tunnels.takes = self.channels.takes = self.draining.check
+        self.notices = Notices(config.file("notices"), place.top, self.trust.knows)
+        self.revoking = Revoking(standing.key, self.register, store, self.notices, self.lists, self.link)
+        links = [self.link] if self.link else []
+        self.cutting = Cutting(self.me, self.lists.refusal, self.channels, self.server.front, links)
+        self.federation = Federation(standing, self.trust, self.notices, log)
         self.anchoring = Anchoring(log, place.record, self.link)
         self.routing = Routing(
             standing.key,
@@ -120,6 +142,10 @@ class Mesh:
     async def start(self) -> None:
         """Serve and link. Errors: CONFIG_INVALID when an address cannot be bound."""
         await self.register.load()
+        self.federation.start()
+        await self.revoking.start()
+        self.revoking.on_list = self._listed
+        self.spawn(self.revoking.run())
         self._pins = await self._store.run(members.pins)
         self._add_services()
         await self.server.start(self.config.listen)
@@ -137,9 +163,11 @@ class Mesh:
 
     async def close(self) -> None:
         """Say goodbye to everybody and stop."""
+        await self.post.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.draining.close()
         await self.channels.close(FAREWELL_S)
         await self.tunnels.close()
         await self.anchoring.close()
@@ -161,6 +189,10 @@ class Mesh:
             "refused", reason=error.reason.name, requirement=error.requirement, message=error.message,
             metadata=error.metadata,
         )  # fmt: skip
+
+    def refused_lately(self) -> list[tuple[str, int]]:
+        """(reason, times) of the last minute, most often first."""
+        return self._metrics.recent.counts()
 
     def _dropped(self, error: TdnError) -> None:
         """Count a refusal of which there may be many."""
@@ -222,7 +254,8 @@ class Mesh:
             return self.server.front.source(peer) if which == "peers" else self.admission.source(peer)
 
         layers = standard_layers(self._metrics.rpc_server, node_of, self.refused, for_peers)
-        return ServerCalls(*layers, rated(self._rates, source_of))
+        only_new = () if which == "peers" else (self.draining.layer,)
+        return ServerCalls(*layers, rated(self._rates, source_of), *only_new)
 
     def _add_services(self) -> None:
         grpc, front, node_of = self.server.grpc, self.server.front, self.server.node_of
@@ -242,6 +275,9 @@ class Mesh:
             EvidenceServicer(self.anchoring, self.register, node_of), grpc
         )
         if self.config.role == "top":
+            status_service_pb2_grpc.add_StatusServiceServicer_to_server(
+                StatusServicer(self.revoking.ordered, node_of), grpc
+            )
             endorser = Endorser(self.standing.key, self.register)
             enrolment_service_pb2_grpc.add_EndorsementServiceServicer_to_server(
                 EndorsementServicer(endorser, self.register.known, node_of), grpc
@@ -254,11 +290,18 @@ class Mesh:
         assert isinstance(stream, ServerFrames | ClientFrames)  # noqa: S101  this node has no other streams
         try:
             self.trust.verify(stream.certificate, credentials)
+            node = stream.certificate.node
+            (self.lists.admit if node in self.channels.peers() else self.lists.admit_new)(node)
         except TdnError as error:
             if isinstance(stream, ClientFrames):  # on the other side the interceptor records it
                 self.refused(error)
             raise
         self._certificates[stream.certificate.node] = stream.certificate
+
+    def _listed(self) -> None:
+        """Somebody may be refused from now on."""
+        self.spawn(self.revoking.apply())
+        self.cutting.soon()
 
     def _pin(self, node: str, key: bytes) -> bytes:
         """Trust on first proof: the first key that the top vouched for stays."""
@@ -275,6 +318,7 @@ class Mesh:
         while True:
             await asyncio.sleep(SWEEP_S)
             self.drop_expired(now_ms())
+            self.cutting.sweep()
 
     def drop_expired(self, at_ms: int) -> None:
         """End sessions, the link and connections whose certificate has expired; what follows needs a new one."""
@@ -306,7 +350,12 @@ class Mesh:
                 metrics.session_open.dec()
                 metrics.session_ended.labels(event.reason or "GOODBYE").inc()
         _log.info("session", event_kind=event.kind, peer=event.peer, reason=event.reason)
-        self.on_channel(event)
+        for listener in self.listeners:
+            listener(event)
+
+    def _serves(self, peer: str, topic: str) -> bool:
+        admits = self.served.get(topic.partition("/")[0], self.admits)
+        return topic in {PING, PONG, POST} or admits(peer, topic)
 
     def _ended(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)

@@ -82,6 +82,7 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
                 await mesh.start()
                 stack.push_async_callback(jobs.close)
                 await jobs.start()
+                await mesh.post.start()
                 control = await _control(node, metrics)
                 stack.push_async_callback(control.stop, STOP_S)
                 if config.role == "top":
