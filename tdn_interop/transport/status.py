@@ -41,6 +41,7 @@ _KINDS = {
 # What a bare code of a peer means: it gives no reason of ours.
 _BARE: Mapping[grpc.StatusCode, tuple[type[TdnError], Reason]] = {
     grpc.StatusCode.UNAVAILABLE: (Unavailable, Reason.UNREACHABLE),
+    grpc.StatusCode.CANCELLED: (Unavailable, Reason.UNREACHABLE),  # a server that stops ends its calls so
     grpc.StatusCode.DEADLINE_EXCEEDED: (Unavailable, Reason.DEADLINE),
     grpc.StatusCode.UNAUTHENTICATED: (Refused, Reason.UNAUTHENTICATED),
     grpc.StatusCode.UNIMPLEMENTED: (Refused, Reason.UNSUPPORTED),
