@@ -22,6 +22,8 @@ MAX_UNDONE, MAX_UNDONE_BYTES = 1024, 16 << 20
 """Parcels of one peer that are stored here and not done; more are not taken."""
 MAX_STREAMS = 32
 """Streams of one peer that are remembered. It opens one each time it loses its database."""
+RECENT_MS = 3_600_000
+"""A peer that sent something in this time is told when this node is back."""
 # Parcels that wait for one transaction.
 _BATCH = 64
 
@@ -78,11 +80,18 @@ class Arrivals:
         self._handing: set[str] = set()
 
     async def start(self) -> None:
-        """Hand over again what an earlier process did not get done, then store what comes."""
+        """Hand over again what an earlier process did not get done, then store what comes.
+
+        Peers of late get a receipt: it opens a session, and their own that died with that process ends, so that
+        nothing waits on it.
+        """
         rows = await self._store.run(table.every_in)
         self._numbers = itertools.count(rows[-1].number + 1 if rows else 0)
         self._hand_over(rows)
         self._spawn(self._keep_all())
+        since = self._clock() - RECENT_MS
+        for row in await self._store.run(lambda c: table.positions_since(c, since)):
+            self._receipt(row.peer, WireReceipt(row.stream_id, row.next_number))
 
     async def put(self, peer: str, parcel: WireParcel) -> None:
         """Queue a parcel of `peer`; waits while the database is slower than the peers."""
@@ -153,8 +162,7 @@ class Arrivals:
             return
         for row in kept.rows:
             table.add_in(connection, row)
-        opened = known.opened_at_ms if known else self._clock()
-        position = PositionRow(kept.stream_id, kept.peer, kept.next_number, opened)
+        position = PositionRow(kept.stream_id, kept.peer, kept.next_number, self._clock())
         table.put_position(connection, position)
         if known is None:
             table.forget_positions(connection, kept.peer, MAX_STREAMS)

@@ -12,7 +12,7 @@ fuses = st.one_of(st.none(), st.integers(0, 25))
 steps = st.lists(st.tuples(st.sampled_from("ab"), st.integers(1, 4), fuses, fuses, st.booleans()), max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(steps=steps)
 def test_every_parcel_is_done_once_in_order(steps):
     asyncio.run(play(steps))

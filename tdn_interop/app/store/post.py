@@ -44,12 +44,12 @@ class InRow:
 
 @dataclass(frozen=True, slots=True)
 class PositionRow:
-    """How far a stream of another node has come."""
+    """How far a stream of another node has come, and when it moved last."""
 
     stream_id: bytes
     peer: str
     next_number: int
-    opened_at_ms: int
+    moved_at_ms: int
 
 
 # -- out ---------------------------------------------------------------------------------------
@@ -135,15 +135,21 @@ def position(connection: sa.Connection, stream_id: bytes) -> PositionRow | None:
     return rows.first(connection, PositionRow, query)
 
 
+def positions_since(connection: sa.Connection, moved_at_ms: int) -> list[PositionRow]:
+    """Streams on which something has come since then."""
+    query = sa.select(_positions).where(_positions.c.moved_at_ms >= moved_at_ms)
+    return rows.select(connection, PositionRow, query)
+
+
 def put_position(connection: sa.Connection, row: PositionRow) -> None:
     """Write a position."""
     rows.put(connection, _positions, row)
 
 
 def forget_positions(connection: sa.Connection, peer: str, keep: int) -> None:
-    """Forget all but the `keep` newest streams of `peer`."""
+    """Forget all but the `keep` streams of `peer` that moved last."""
     newest = sa.select(_positions.c.stream_id).where(_positions.c.peer == peer)
-    newest = newest.order_by(_positions.c.opened_at_ms.desc()).limit(keep)
+    newest = newest.order_by(_positions.c.moved_at_ms.desc()).limit(keep)
     connection.execute(
         _positions.delete().where(_positions.c.peer == peer, _positions.c.stream_id.not_in(newest))
     )

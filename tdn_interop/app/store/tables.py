@@ -93,6 +93,14 @@ job_parties = sa.Table(
     )),
 )  # fmt: skip
 
+# The events that made the machines of a job what they are, in order; deleted when nothing is left to do.
+job_events = sa.Table(
+    "job_events", METADATA,
+    _text("job_id", sa.ForeignKey("jobs.job_id"), primary_key=True),
+    _number("idx", primary_key=True, autoincrement=False), _moment("at_ms"), _text("machine"), _text("kind"),
+    _text("sender"), _blob("body"),
+)  # fmt: skip
+
 # The evidence log. `root` is the root of the tree that ends with this leaf: it tells which record was touched.
 log_leaves = sa.Table(
     "log_leaves", METADATA,
@@ -148,7 +156,7 @@ post_in = sa.Table(
 post_positions = sa.Table(
     "post_positions", METADATA,
     _blob("stream_id", primary_key=True), _text("peer", index=True), _count("next_number"),
-    _moment("opened_at_ms"),
+    _moment("moved_at_ms"),
 )  # fmt: skip
 
 # Files that go out; of the content only path and offset are kept.

@@ -12,6 +12,7 @@ down_revision = "0002"
 def upgrade() -> None:
     """Make every table."""
     _post()
+    _job_events()
 
 
 def _post() -> None:
@@ -45,7 +46,23 @@ def _post() -> None:
         sa.Column("stream_id", sa.LargeBinary(), nullable=False),
         sa.Column("peer", sa.Text(), nullable=False),
         sa.Column("next_number", sa.BigInteger(), nullable=False),
-        sa.Column("opened_at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("moved_at_ms", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("stream_id", name=op.f("pk_post_positions")),
     )
     op.create_index(op.f("ix_post_positions_peer"), "post_positions", ["peer"], unique=False)
+
+
+def _job_events() -> None:
+    """What made the machines of a job what they are."""
+    op.create_table(
+        "job_events",
+        sa.Column("job_id", sa.Text(), nullable=False),
+        sa.Column("idx", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("at_ms", sa.BigInteger(), nullable=False),
+        sa.Column("machine", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("sender", sa.Text(), nullable=False),
+        sa.Column("body", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.job_id"], name=op.f("fk_job_events_job_id")),
+        sa.PrimaryKeyConstraint("job_id", "idx", name=op.f("pk_job_events")),
+    )
