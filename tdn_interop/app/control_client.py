@@ -13,6 +13,7 @@ from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
 from tdn_interop._pb.tdn.app.v1 import drain_pb2, snapshot_pb2
 from tdn_interop._pb.tdn.app.v1.control_service_pb2_grpc import NodeControlServiceStub
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
+from tdn_interop.app.registry_client import RegistryClient
 from tdn_interop.errors import Reason, TdnError, Unavailable, guard
 from tdn_interop.transport import status
 
@@ -27,10 +28,14 @@ class NodeClient:
     def __init__(self, channel: grpc.aio.Channel, where: str) -> None:
         self._stub = NodeControlServiceStub(channel)
         self._where = where
+        self.registry = RegistryClient(channel, self._answer)
 
     async def _ask(self, method: Any, request: Message, timeout_s: float = ANSWER_S) -> Any:
         with self._errors():
             return await method(request, timeout=timeout_s)
+
+    async def _answer(self, method: Any, request: Message, timeout_s: float = ANSWER_S) -> Document:
+        return document(await self._ask(method, request, timeout_s))
 
     async def _follow(self, method: Any, request: Message) -> AsyncIterator[Any]:
         with self._errors():

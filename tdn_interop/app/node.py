@@ -17,13 +17,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tdn_interop import config as configuration
-from tdn_interop._pb.tdn.app.v1 import control_service_pb2, control_service_pb2_grpc
+from tdn_interop._pb.tdn.app.v1 import (
+    control_service_pb2,
+    control_service_pb2_grpc,
+    registry_service_pb2_grpc,
+)
 from tdn_interop.app import setup
 from tdn_interop.app.control_service import ControlServicer
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.jobs import Jobs
 from tdn_interop.app.mesh import Mesh
 from tdn_interop.app.party import PartyState
+from tdn_interop.app.registry_service import RegistryServicer
 from tdn_interop.app.resources import Resources
 from tdn_interop.app.standing import Standing
 from tdn_interop.app.store.engine import Store
@@ -122,6 +127,7 @@ async def _control(node: Node, metrics: Metrics) -> grpc.aio.Server:
     layers = standard_layers(metrics.rpc_server, lambda _peer: "owner", node.mesh.refused)
     server = grpc.aio.server(interceptors=[ServerCalls(*layers)])
     control_service_pb2_grpc.add_NodeControlServiceServicer_to_server(ControlServicer(node), server)
+    registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(node.mesh), server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)

@@ -133,6 +133,11 @@ class Front:
         """The node behind `context.peer()`, or its address where nobody shows a certificate; empty when it is gone."""
         return self._sources.get(grpc_peer, "")
 
+    def expires_at_ms(self, node: str) -> int:
+        """End of the latest certificate that `node` has shown on a connection that stands; 0 without one."""
+        shown = (peer.expires_at_ms for peer in self._peers.values() if peer and peer.node == node)
+        return max(shown, default=0)
+
     async def listen(self, host: str, port: int) -> int:
         """Accept TCP connections until the node stops; the port that was bound. Errors: UNREACHABLE."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET

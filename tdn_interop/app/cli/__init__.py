@@ -23,6 +23,7 @@ from tdn_interop.app.cli import (
     lab,
     network,
     nodes,
+    registry,
     resources,
 )
 from tdn_interop.app.cli.invocation import Invocation, invocation
@@ -34,6 +35,7 @@ INTERRUPTED = 130  # what a shell reports after SIGINT
 _GROUPS = {
     "node": nodes.app,
     "enrol": enrolment.app,
+    "registry": registry.app,
     "route": network.app,
     "resource": resources.app,
     "job": jobs.app,

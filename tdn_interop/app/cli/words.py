@@ -11,6 +11,8 @@ LANGUAGES = ("en", "zh")
 # Labels of the fields of documents; English and Chinese.
 _LABELS = {
     "advice": ("advice", "建议"),
+    "age_s": ("age", "距今"),
+    "at_ms": ("revoked", "吊销时间"),
     "agreement_sha256": ("agreement SHA-256", "约定 SHA-256"),
     "algorithm": ("algorithm", "算法"),
     "answers": ("answers", "应答"),
@@ -32,6 +34,7 @@ _LABELS = {
     "empty_rows": ("rows with an empty key", "空键行数"),
     "encoding": ("encoding", "编码"),
     "ended_at_ms": ("ended", "结束时间"),
+    "enrolled_at_ms": ("enrolled", "入网时间"),
     "expires_at_ms": ("valid until", "有效期至"),
     "learns": ("who learns what", "各方所知"),
     "party_states": ("said so far", "各方已回应"),
@@ -43,6 +46,10 @@ _LABELS = {
     "hops": ("relays", "中继"),
     "id": ("id", "标识"),
     "identity_sha256": ("identity SHA-256", "身份 SHA-256"),
+    "issued_at_ms": ("issued", "签发时间"),
+    "listed": ("told to everybody", "已通告全网"),
+    "stale": ("too old", "过旧"),
+    "version": ("version", "版本"),
     "intersection": ("in common", "交集数量"),
     "inputs": ("inputs", "输入"),
     "job_id": ("job", "作业"),
@@ -127,6 +134,18 @@ _SENTENCES = {
     ),
     "in_general": ("in general", "总体而言"),
     "job_proposed": ("Job {job} is proposed to its parties.", "作业 {job} 已提交各参与方。"),
+    "revoke_ask": (
+        "Revoke {node}? It is refused everywhere and for ever, and so is everybody below it; the id never comes back.",
+        "确定吊销 {node}？它及其下级将被全网永久拒绝，该标识不可恢复。",
+    ),
+    "revoked_listed": (
+        "{node} is revoked; every node that reaches its hub hears of it within seconds.",
+        "{node} 已吊销，与枢纽连通的节点将在数秒内获知。",
+    ),
+    "revoked_waits": (
+        "{node} is refused here. The top cannot be reached; it is told as soon as it can be: tdn registry status",
+        "本节点已拒绝 {node}。暂时无法连接顶级节点，恢复后将自动通告：tdn registry status",
+    ),
     "joined": ("This node is enrolled. Start it: tdn node run", "本节点已入网，可启动：tdn node run"),
     "next": ("next", "下一步"),
     "no": ("no", "否"),

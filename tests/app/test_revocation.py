@@ -1,0 +1,238 @@
+"""A node is revoked while it is at work: everybody refuses it, in every direction, and what was open ends."""
+
+import asyncio
+
+import pytest
+
+from tdn_interop import identity
+from tdn_interop.app import setup
+from tdn_interop.app.node import running
+from tdn_interop.errors import Reason, TdnError
+from tdn_interop.transport import status_list, status_service
+from tdn_interop.transport.notices import STATUS_LIST
+from tdn_interop.transport.status_list_wire import Order, encode_order
+from tdn_interop.transport.trust import now_ms
+from tests.interop.forge import refusals, stranger, until
+from tests.mesh import AIRLINE, HUB_1, HUB_2, REGISTRY, RESEARCH, TOP, mini_mesh
+
+GONE = (Reason.REVOKED,)
+
+
+@pytest.fixture
+async def mesh(tmp_path):
+    async with mini_mesh(tmp_path) as running_mesh:
+        await until(lambda: all(known(running_mesh, node) for node in running_mesh.nodes))
+        yield running_mesh
+
+
+def known(mesh, node):
+    """The version of the list that a node holds."""
+    return mesh.nodes[node].mesh.lists.version(TOP)
+
+
+async def reason_of(call):
+    with pytest.raises(TdnError) as caught:
+        await call
+    return caught.value.reason
+
+
+def ends(mesh, node):
+    """Why sessions of a node ended: reason -> how often."""
+    found = {}
+    mesh.nodes[node].mesh.listeners.append(
+        lambda event: found.update({event.reason: event.peer}) if event.kind == "failed" else None
+    )
+    return found
+
+
+async def everybody_has(mesh, version):
+    await until(lambda: all(known(mesh, node) >= version for node in mesh.nodes))
+
+
+async def test_open_sessions_end_at_both_ends_and_nobody_meets_it_again(mesh):
+    airline, research, registry = (mesh.nodes[name].mesh for name in (AIRLINE, RESEARCH, REGISTRY))
+    await airline.pings.ping(RESEARCH, 10)
+    await registry.pings.ping(AIRLINE, 10)
+    ended = {name: ends(mesh, name) for name in (AIRLINE, RESEARCH, REGISTRY)}
+
+    assert await mesh.nodes[HUB_1].mesh.revoking.revoke(AIRLINE, "lost key")
+
+    await until(lambda: not research.channels.peers() and not registry.channels.peers())
+    await until(lambda: not airline.channels.peers())
+    assert ended[RESEARCH] == ended[REGISTRY] == {"REVOKED": AIRLINE}
+    assert set(ended[AIRLINE]) == {"REVOKED"}
+    for other in (RESEARCH, REGISTRY, HUB_1, HUB_2, TOP):
+        assert await reason_of(mesh.nodes[other].mesh.pings.ping(AIRLINE, 10)) is Reason.REVOKED
+        assert await reason_of(airline.pings.ping(other, 10)) is Reason.REVOKED
+    assert (await research.pings.ping(REGISTRY, 10)).hops == (HUB_1, TOP, HUB_2)
+
+
+async def test_its_link_ends_and_does_not_come_back(mesh):
+    airline, hub = mesh.nodes[AIRLINE].mesh, mesh.nodes[HUB_1].mesh
+    states = []
+    airline.link.on_state = lambda up, why: states.append((up, why.reason if why else None))
+    await hub.revoking.revoke(AIRLINE, "")
+    await until(lambda: AIRLINE not in hub.tunnels.attached)
+    await until(lambda: (False, Reason.REVOKED) in states)
+    hub.cutting.sweep()
+    assert AIRLINE not in hub.server.front._served.values()
+    assert ("REVOKED", "TDN-T-IDN-01") in refusals(mesh.nodes[HUB_1])
+    assert hub.register.nodes == [RESEARCH]
+
+
+async def test_a_top_revokes_anybody_of_its_tree_and_the_hub_follows(mesh):
+    top, hub = mesh.nodes[TOP].mesh, mesh.nodes[HUB_2].mesh
+    assert await top.revoking.revoke(REGISTRY, "left the mesh")
+    await until(lambda: not hub.register.known(REGISTRY))
+    await until(lambda: REGISTRY not in hub.tunnels.attached)
+    states = {row.node_id: row.state for row in await top.register.every()}
+    assert states[REGISTRY] == "REVOKED"
+    assert states[AIRLINE] == "ENDORSED"
+    [(_, event)] = [one for one in await top._evidence.about(REGISTRY) if one[1].kind == "member.revoked"]
+    assert event.facts == {"by": TOP, "reason": "left the mesh"}
+    assert [one.kind for _, one in await hub._evidence.about(REGISTRY)][-1] == "member.revoked"
+
+
+async def test_everybody_below_a_revoked_hub_goes_with_it(mesh):
+    top, research = mesh.nodes[TOP].mesh, mesh.nodes[RESEARCH].mesh
+    await research.pings.ping(REGISTRY, 10)
+    await top.revoking.revoke(HUB_1, "its CA key is lost")
+    await until(lambda: not mesh.nodes[REGISTRY].mesh.channels.peers())
+    await until(lambda: top.tunnels.attached == [HUB_2])
+    assert await reason_of(mesh.nodes[REGISTRY].mesh.pings.ping(RESEARCH, 10)) is Reason.REVOKED
+    assert await reason_of(top.pings.ping(HUB_1, 10)) is Reason.REVOKED
+
+
+async def test_who_is_revoked_gets_no_certificate_and_no_token(mesh, tmp_path):
+    hub = mesh.nodes[HUB_1].mesh
+    before = await hub.admission.invite(AIRLINE, "child", 600)
+    await hub.revoking.revoke(AIRLINE, "")
+    assert await reason_of(hub.admission.invite(AIRLINE, "child", 600)) is Reason.REVOKED
+    assert await reason_of(setup.join(mesh.config(AIRLINE), before)) is Reason.REVOKED
+    await setup.join(mesh.config(RESEARCH), await hub.admission.invite(RESEARCH, "child", 600))
+
+
+async def test_a_revocation_is_for_ever(mesh):
+    await mesh.nodes[HUB_1].mesh.revoking.revoke(AIRLINE, "first")
+    assert await mesh.nodes[HUB_1].mesh.revoking.revoke(AIRLINE, "second")
+    [entry] = mesh.nodes[TOP].mesh.lists.everybody()
+    assert entry.reason == "first"
+    for node in (HUB_1, TOP):
+        await mesh.stop(node)
+        mesh.nodes[node] = None
+    mesh.nodes = {name: node for name, node in mesh.nodes.items() if node}
+    await mesh.start(TOP)
+    await mesh.start(HUB_1)
+    assert mesh.nodes[HUB_1].mesh.lists.refusal(AIRLINE)
+    assert not mesh.nodes[HUB_1].mesh.register.known(AIRLINE)
+    await until(mesh.nodes[RESEARCH].mesh.link.linked.is_set)
+    assert await reason_of(mesh.nodes[RESEARCH].mesh.pings.ping(AIRLINE, 10)) is Reason.REVOKED
+
+
+@pytest.mark.parametrize(
+    ("who", "whom"),
+    [
+        (HUB_1, REGISTRY), (HUB_1, TOP), (HUB_1, HUB_1), (HUB_1, "nobody.shandong.cn"),
+        (TOP, TOP), (TOP, "bank.eu"), (TOP, "nobody.shandong.cn"), (AIRLINE, RESEARCH),
+    ],
+)  # fmt: skip
+async def test_nobody_revokes_whom_it_does_not_answer_for(mesh, who, whom):
+    node = mesh.nodes[who].mesh
+    assert await reason_of(node.revoking.revoke(whom, "")) is Reason.POLICY_DENIED
+    assert node.lists.everybody() == []
+
+
+async def test_a_top_carries_out_only_genuine_orders_of_the_hub_above(mesh):
+    top, link = mesh.nodes[TOP].mesh, mesh.nodes[HUB_1].mesh.link
+
+    async def order(signer, node):
+        signed = signer.sign(identity.REVOCATION, encode_order(Order(node, "", now_ms())))
+        return await reason_of(status_service.order(link, signed))
+
+    key = mesh.nodes[HUB_1].mesh.standing.key
+    assert await order(key, REGISTRY) is Reason.POLICY_DENIED
+    assert await order(key, "nobody.shandong.cn") is Reason.POLICY_DENIED
+    assert await order(stranger(HUB_1), AIRLINE) is Reason.SIGNATURE_INVALID
+    assert await order(mesh.nodes[HUB_2].mesh.standing.key, REGISTRY) is Reason.SIGNATURE_INVALID
+    assert top.lists.everybody() == []
+    list_ = await status_service.order(
+        link, key.sign(identity.REVOCATION, encode_order(Order(AIRLINE, "", now_ms())))
+    )
+    assert list_.signer == TOP
+
+
+async def test_a_hub_whose_top_is_away_refuses_at_once_and_tells_later(mesh):
+    hub = mesh.nodes[HUB_1].mesh
+    await mesh.stop(TOP)
+    await until(lambda: not hub.link.linked.is_set())
+    assert not await hub.revoking.revoke(AIRLINE, "lost key")
+    assert not hub.register.known(AIRLINE)
+    await until(lambda: AIRLINE not in hub.tunnels.attached)
+    await mesh.start(TOP)
+    await until(hub.link.linked.is_set)
+    await hub.revoking.refresh()
+    assert mesh.nodes[TOP].mesh.lists.on_list(AIRLINE)
+    await until(lambda: mesh.nodes[REGISTRY].mesh.lists.refusal(AIRLINE))
+
+
+async def test_older_and_forged_lists_change_nothing(mesh):
+    top, registry = mesh.nodes[TOP].mesh, mesh.nodes[REGISTRY].mesh
+    old = top.notices.newest(STATUS_LIST, TOP)
+    await top.revoking.revoke(AIRLINE, "")
+    await until(lambda: registry.lists.refusal(AIRLINE))
+    assert not registry.notices.offer(STATUS_LIST, old)
+    hub = mesh.nodes[HUB_2].mesh.standing.key
+    forged = status_list.issue(hub, now_ms() + 1000, now_ms(), [])
+    for signed in (forged, identity.Signed(forged.statement, TOP, forged.signature)):
+        before = registry.lists.version(TOP)
+        with pytest.raises(TdnError) as caught:
+            if not registry.notices.offer(STATUS_LIST, signed):
+                raise TdnError(Reason.SIGNATURE_INVALID, "not of a top that is known here")
+        assert caught.value.reason is Reason.SIGNATURE_INVALID
+        assert registry.lists.version(TOP) == before
+    assert registry.lists.refusal(AIRLINE)
+
+
+async def test_an_old_list_keeps_what_is_open_and_begins_nothing(mesh, monkeypatch):
+    research, registry = mesh.nodes[RESEARCH].mesh, mesh.nodes[REGISTRY].mesh
+    await research.pings.ping(REGISTRY, 10)
+    for node in (research, registry):
+        node.lists._clock = lambda: now_ms() + 601_000
+    await research.pings.ping(REGISTRY, 10)
+    assert await reason_of(research.pings.ping(HUB_2, 10)) is Reason.STATUS_STALE
+    assert await reason_of(mesh.nodes[HUB_2].mesh.pings.ping(REGISTRY, 10)) is Reason.STATUS_STALE
+    for node in (research, registry):
+        node.lists._clock = now_ms
+    await research.pings.ping(HUB_2, 10)
+
+
+async def test_a_transfer_ends_with_the_reason(mesh, tmp_path):
+    research, airline = mesh.nodes[RESEARCH], mesh.nodes[AIRLINE]
+    got = []
+
+    async def stream():
+        while True:
+            await research.mesh.channels.send(AIRLINE, "ping", b"x" * 1000, 10)
+            got.append(1)
+            await asyncio.sleep(0.005)
+
+    sending = asyncio.create_task(stream())
+    await until(lambda: len(got) > 20)
+    await mesh.nodes[HUB_1].mesh.revoking.revoke(AIRLINE, "")
+    assert await reason_of(asyncio.wait_for(sending, 10)) is Reason.REVOKED
+    await until(lambda: not airline.mesh.channels.peers())
+
+
+async def test_the_top_signs_anew_and_everybody_hears(mesh):
+    before = known(mesh, TOP)
+    await mesh.nodes[TOP].mesh.revoking.refresh()
+    assert known(mesh, TOP) > before
+    await everybody_has(mesh, known(mesh, TOP))
+
+
+async def test_a_top_continues_its_versions(mesh):
+    before = known(mesh, TOP)
+    config = mesh.config(TOP)
+    await mesh.stop(TOP)
+    async with running(config) as again:
+        assert again.mesh.lists.version(TOP) > before
