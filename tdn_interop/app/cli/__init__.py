@@ -25,6 +25,7 @@ from tdn_interop.app.cli import (
     nodes,
     registry,
     resources,
+    top,
 )
 from tdn_interop.app.cli.invocation import Invocation, invocation
 from tdn_interop.app.cli.options import Options, in_front
@@ -52,6 +53,7 @@ app = typer.Typer(
 for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)
 app.command("ping", epilog="Example: tdn ping bank-b.zhejiang.cn")(network.ping)
+app.command("top", epilog="Example: tdn top --once --json")(top.top)
 app.command("demo", epilog="Example: tdn demo --json")(demo.demo)
 
 

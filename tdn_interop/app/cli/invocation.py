@@ -45,7 +45,7 @@ class Invocation:
 
     def ask(self, question: Callable[[NodeClient], Awaitable[T]]) -> T:
         """The node's answer to `question`. Errors: those of the node, NODE_DOWN."""
-        return asyncio.run(self._ask(question))
+        return asyncio.run(self.answer(question))
 
     def follow(
         self,
@@ -74,7 +74,8 @@ class Invocation:
 
         return Membership.load(self.config.file("membership.json")).top_identity_key
 
-    async def _ask(self, question: Callable[[NodeClient], Awaitable[T]]) -> T:
+    async def answer(self, question: Callable[[NodeClient], Awaitable[T]]) -> T:
+        """See `ask`; for those that run a loop of their own."""
         from tdn_interop.app.control_client import connected  # noqa: PLC0415  see the module docstring
         from tdn_interop.config import control_socket  # noqa: PLC0415  see the module docstring
 

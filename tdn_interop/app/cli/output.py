@@ -14,7 +14,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -75,9 +76,15 @@ class Output:
         self, rows: Sequence[Document], columns: Sequence[str], bad: Callable[[Document], bool] | None = None
     ) -> None:
         """One row per document; `bad` rows are red."""
-        if not rows:
+        if rows:
+            _lay_out(self._out, self.grid(rows, columns, bad))
+        else:
             self.note("none")
-            return
+
+    def grid(
+        self, rows: Sequence[Document], columns: Sequence[str], bad: Callable[[Document], bool] | None = None
+    ) -> Table:
+        """One row per document; `bad` rows are red."""
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in columns:
             table.add_column(Text(self.words.label(name)), overflow="fold", no_wrap=name == "job_id")
@@ -88,7 +95,22 @@ class Output:
                 for name in columns
             )
             table.add_row(*cells, style=style)
-        _lay_out(self._out, table)
+        return table
+
+    def lay_out(self, content: RenderableType) -> None:
+        """Print tables and texts below each other."""
+        _lay_out(self._out, content)
+
+    @property
+    def on_terminal(self) -> bool:
+        """True when data goes to a terminal and not to a program."""
+        return self._out.is_terminal and not self.as_json
+
+    @contextlib.contextmanager
+    def screen(self) -> Iterator[Callable[[RenderableType], None]]:
+        """The whole terminal; call it with what stands there now. Afterwards everything is as before."""
+        with Live(console=self._out, screen=True, auto_refresh=False) as live:
+            yield lambda content: live.update(content, refresh=True)
 
     def note(self, key: str, **values: str) -> None:
         """A sentence of the catalogue on stderr; programs do not get it. A command in it can be copied whole."""
@@ -154,20 +176,21 @@ class Output:
         return self._err.is_terminal and not quiet and not self.as_json
 
     def _cell(self, name: str, value: Any) -> Text:
-        return Text(visible(self._text(name, value)))
+        return Text(visible(self.text(name, value)))
 
-    def _text(self, name: str, value: Any) -> str:
+    def text(self, name: str, value: Any) -> str:
+        """The value of a field for people; the suffix of its name is its unit."""
         if value is None:
             return "-"
         if isinstance(value, bool):
             return self.words.say("yes" if value else "no")
         if isinstance(value, list):
-            return ", ".join(self._text(name, item) for item in value)
+            return ", ".join(self.text(name, item) for item in value)
         if isinstance(value, Mapping) and name == "failure":
             who = f" ({value['noticed_by']})" if value["noticed_by"] else ""
             return f"{value['reason']}: {value['message']}{who}"
         if isinstance(value, Mapping):
-            return "  ".join(f"{self.words.label(k)}={self._text(k, v)}" for k, v in value.items())
+            return "  ".join(f"{self.words.label(k)}={self.text(k, v)}" for k, v in value.items())
         unit = next((shown for suffix, shown in _UNITS.items() if name.endswith(suffix)), str)
         return unit(value)
 
@@ -180,7 +203,7 @@ def _columns() -> Table:
     return grid
 
 
-def _lay_out(console: Console, grid: Table) -> None:
+def _lay_out(console: Console, grid: RenderableType) -> None:
     """Print columns; a pipe does not get the blanks that fill up the last one."""
     if console.is_terminal:
         console.print(grid)
@@ -256,5 +279,6 @@ _UNITS: dict[str, Callable[[Any], str]] = {
     "_ms": lambda value: f"{value:.2f} ms",
     "_s": _duration,
     "bytes": _size,
+    "rate": lambda value: f"{_size(int(value))}/s" if value else "-",
     "progress": lambda value: f"{value:.0%}",
 }

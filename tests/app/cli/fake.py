@@ -11,6 +11,7 @@ from grpc_status import rpc_status
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc as services
+from tdn_interop._pb.tdn.app.v1 import drain_pb2, snapshot_pb2
 from tdn_interop._pb.tdn.common.v1.failure_pb2 import Failure
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.config import control_socket, load_config, runtime_dir
@@ -56,6 +57,44 @@ def failed(reason="POLICY_DENIED", message="not for this purpose"):
     return job("FAILED", 0.5, ENDED, failure)
 
 
+SNAPSHOT = snapshot_pb2.GetSnapshotResponse(
+    node_id="bank-a.cn", role=Role.ROLE_HUB, at_ms=1_700_000_060_000, uptime_s=3725.5,
+    certificate_expires_at_ms=1_700_036_060_000,
+    links=[
+        snapshot_pb2.LinkView(neighbour="cn", direction="up", linked=True, since_at_ms=1_700_000_000_000),
+        snapshot_pb2.LinkView(neighbour="x.bank-a.cn", direction="down", linked=False),
+    ],
+    tunnels=[
+        snapshot_pb2.TunnelView(
+            id="aa", source="x.bank-a.cn", destination="bank-b.cn", forward_bytes=3 << 20, backward_bytes=4096,
+            started_at_ms=1_700_000_058_000,
+        )
+    ],
+    sessions=[
+        snapshot_pb2.SessionView(
+            peer="bank-b.cn", state="open", topics=3, queued_bytes=1 << 20, credit_bytes=3 << 20
+        )
+    ],
+    transfers=[
+        snapshot_pb2.TransferView(
+            id="3f2a" * 8, direction="out", peer="bank-b.cn", topic="files", state="running",
+            moved_bytes=50, total_bytes=200,
+        )
+    ],
+    jobs=[
+        snapshot_pb2.JobLine(
+            job_id=JOB, coordinator="bank-b.cn", state="RUNNING", party_state="RUNNING", progress=0.5
+        )
+    ],
+    mailboxes=[
+        snapshot_pb2.MailboxView(
+            recipient="away.bank-a.cn", letters=2, bytes=2048, oldest_at_ms=1_700_000_000_000
+        )
+    ],
+    refusals=[snapshot_pb2.RefusalCount(reason="RATE_LIMITED", count=17)],
+)  # fmt: skip
+
+
 class FakeNode(services.NodeControlServiceServicer):
     """Notes every request; `error` makes every call fail, `watched` and `transfer` are its streams."""
 
@@ -64,6 +103,7 @@ class FakeNode(services.NodeControlServiceServicer):
         self.error = None
         self.watched = [job(progress=0.1), job(progress=0.9), DONE]
         self.jobs = [DONE, job()]
+        self.remaining = [(1, 9.5, False), (0, 8.5, True)]
         self.transfer = [(0, False), (400, False), (1000, True)]
         self.hang = threading.Event()  # set by a test that wants WatchJob to wait for the end of its caller
         self.hanging = threading.Event()
@@ -72,6 +112,19 @@ class FakeNode(services.NodeControlServiceServicer):
         self.requests.append(request)
         if self.error is not None:
             context.abort_with_status(rpc_status.to_status(status.to_status(self.error)))
+
+    def GetSnapshot(self, request, context):
+        self._note(request, context)
+        return SNAPSHOT
+
+    def Drain(self, request, context):
+        self._note(request, context)
+        for moving, left_s, stops in self.remaining:
+            yield drain_pb2.DrainResponse(moving=moving, quiet=2, jobs=0, left_s=left_s, stops=stops)
+
+    def Undrain(self, request, context):
+        self._note(request, context)
+        return drain_pb2.UndrainResponse()
 
     def GetStatus(self, request, context):
         self._note(request, context)
