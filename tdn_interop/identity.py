@@ -34,6 +34,8 @@ TRUST_BUNDLE = "tdn/v1/trust-bundle"
 STATUS_LIST = "tdn/v1/status-list"
 FEDERATION = "tdn/v1/federation"
 REVOCATION = "tdn/v1/revocation"
+SEALING_KEY = "tdn/v1/sealing-key"
+LETTER = "tdn/v1/letter"
 
 
 @dataclass(frozen=True, slots=True)

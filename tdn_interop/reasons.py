@@ -140,6 +140,9 @@ class Reason(enum.Enum):
     ABANDONED = _row(26, "CANCELLED", _B.PEER, _R.LATER, 4,
         "The other side has given up before the end.", "对方在完成之前已放弃。",
         "Ask its operator why, and start again.", "请向其运营方了解原因后重新开始。")
+    KEY_CONFLICT = _row(27, "ALREADY_EXISTS", _B.PEER, _R.NO, 6,
+        "The same id stands for something else already; the first stays.", "该标识已对应其他内容，以先到者为准。",
+        "Start again: every command takes a fresh id.", "请重新执行命令，系统会使用新的标识。")
     RATE_LIMITED = _row(28, "RESOURCE_EXHAUSTED", _B.REQUESTER, _R.LATER, 4,
         "This was asked more often than the other side allows.", "请求过于频繁，超过对方允许的速率。",
         "Ask again after retry_after_ms, see the details; the limits are in [rates] of the other node.", "请在详情中 retry_after_ms 所示时间后重试；上限见对方节点配置的 [rates]。")
@@ -153,6 +156,16 @@ class Reason(enum.Enum):
     ROUTE_LOOP = _row(31, "FAILED_PRECONDITION", _B.HUB, _R.LATER, 4,
         "The route runs in a circle or is too long.", "路由成环或过长。",
         "Report it to the operator of the hub.", "请上报枢纽运营方。")
+    ROUTE_INVALID = _row(32, "INVALID_ARGUMENT", _B.PEER, _R.NO, 6,
+        "What a node tells of the nodes it leads to does not hold.", "节点通告的路由不成立。",
+        "Compare the clocks of both nodes; if they agree, report it to the operator of the node.", "请核对双方时钟；若一致，请上报该节点的运营方。")
+    # -- mailbox
+    MAILBOX_FULL = _row(33, "RESOURCE_EXHAUSTED", _B.RESPONDER, _R.LATER, 4,
+        "The mailbox takes no more letters.", "信箱已满，不再接收信件。",
+        "Wait until the recipient has fetched its letters, or ask the operator of its hub why it does not.", "请等待接收方取走信件，或向其枢纽运营方了解原因。")
+    LETTER_EXPIRED = _row(34, "FAILED_PRECONDITION", _B.REQUESTER, _R.NO, 5,
+        "A letter is past its validity, or its validity is too long.", "信件已过有效期，或有效期过长。",
+        "Send it again with a validity of at most 30 days; compare the clocks.", "请以不超过 30 天的有效期重新发送，并核对时钟。")
     # -- algorithm
     UNSUPPORTED_ALGO = _row(40, "FAILED_PRECONDITION", _B.NOBODY, _R.NO, 5,
         "The parties have no algorithm in common.", "各方没有共同支持的算法。",
@@ -256,4 +269,7 @@ class Reason(enum.Enum):
     LAB_UNKNOWN = _row(95, "NOT_FOUND", _B.OPERATOR, _R.NO, 3,
         "There is no such lab, or it has no such node.", "没有该实验网络，或其中没有该节点。",
         "See what is there: tdn lab status --dir DIR; make a lab: tdn lab up mini --dir DIR.", "查看：tdn lab status --dir DIR；新建：tdn lab up mini --dir DIR。")
+    JOURNAL_BROKEN = _row(96, "DATA_LOSS", _B.OPERATOR, _R.NO, 3,
+        "The journal of a job cannot be read; the job has failed.", "作业日志无法读取，作业已失败。",
+        "Check the disk and the database of the node that noticed it, then run the job again.", "请检查发现该问题的节点的磁盘和数据库，然后重新运行作业。")
 # fmt: on

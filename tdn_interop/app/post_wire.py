@@ -12,8 +12,7 @@ from tdn_interop.errors import Reason, guard
 MAX_BODY = 1 << 20
 MAX_NUMBER = (1 << 62) - 1
 STREAM_BYTES = 16
-# Fields beside the body.
-_FRAME = 256
+MAX_MESSAGE = MAX_BODY + 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def encode(message: WireParcel | WireReceipt) -> bytes:
 def decode(data: bytes) -> WireParcel | WireReceipt:
     """Parse and check."""
     guard("TDN-T-LIM-01").check(
-        len(data) <= MAX_BODY + _FRAME, Reason.TOO_LARGE, f"a message of the post has {len(data)} bytes"
+        len(data) <= MAX_MESSAGE, Reason.TOO_LARGE, f"a message of the post has {len(data)} bytes"
     )
     m = post_pb2.PostMessage()
     try:
@@ -71,7 +70,9 @@ def _parcel(m: post_pb2.PostParcel) -> WireParcel:
     _check(m.after <= m.number < MAX_NUMBER, "the numbers of a parcel do not fit together")
     _check(0 < m.expires_at_ms <= MAX_NUMBER, "a parcel must have an end of its validity")
     guard("TDN-T-LIM-01").check(
-        len(m.body) <= MAX_BODY, Reason.TOO_LARGE, f"a parcel holds {len(m.body)} bytes, {MAX_BODY} are allowed"
+        len(m.body) <= MAX_BODY,
+        Reason.TOO_LARGE,
+        f"a parcel holds {len(m.body)} bytes, {MAX_BODY} are allowed",
     )
     return WireParcel(m.stream_id, m.number, m.after, m.body, m.expires_at_ms)
 

@@ -176,3 +176,17 @@ transfers_in = sa.Table(
     _number("attempt"), _number("resumes"), _count("resent_bytes"), _text("sha256"),
     _json("failure", nullable=True), _moment("created_at_ms"), _moment("ended_at_ms"),
 )  # fmt: skip
+
+# Mailbox of a hub or top: the signed sealing keys of the nodes below.
+mailbox_keys = sa.Table(
+    "mailbox_keys", METADATA,
+    _text("node_id", primary_key=True), _blob("signed"), _blob("key_sha256"), _moment("not_after_ms"),
+)  # fmt: skip
+
+# Mailbox of a hub or top: letters until they are acknowledged. `sha256` of the statement, `letter` and `record` signed.
+mailbox_letters = sa.Table(
+    "mailbox_letters", METADATA,
+    _count("number", primary_key=True, autoincrement=False), _text("sender"), _blob("letter_id"),
+    _text("recipient", index=True), _blob("sha256"), _count("size_bytes"), _moment("expires_at_ms", index=True),
+    _moment("deposited_at_ms"), _blob("letter"), _blob("record"), sa.UniqueConstraint("sender", "letter_id"),
+)  # fmt: skip

@@ -5,6 +5,7 @@ import warnings
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as tdn_dot_app_dot_v1_dot_control__service__pb2
 from tdn_interop._pb.tdn.app.v1 import drain_pb2 as tdn_dot_app_dot_v1_dot_drain__pb2
+from tdn_interop._pb.tdn.app.v1 import mailbox_service_pb2 as tdn_dot_app_dot_v1_dot_mailbox__service__pb2
 from tdn_interop._pb.tdn.app.v1 import snapshot_pb2 as tdn_dot_app_dot_v1_dot_snapshot__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -126,6 +127,11 @@ class NodeControlServiceStub(object):
                 '/tdn.app.v1.NodeControlService/CancelTransfer',
                 request_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferRequest.SerializeToString,
                 response_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferResponse.FromString,
+                _registered_method=True)
+        self.ListMailboxes = channel.unary_unary(
+                '/tdn.app.v1.NodeControlService/ListMailboxes',
+                request_serializer=tdn_dot_app_dot_v1_dot_mailbox__service__pb2.ListMailboxesRequest.SerializeToString,
+                response_deserializer=tdn_dot_app_dot_v1_dot_mailbox__service__pb2.ListMailboxesResponse.FromString,
                 _registered_method=True)
         self.GetSnapshot = channel.unary_unary(
                 '/tdn.app.v1.NodeControlService/GetSnapshot',
@@ -274,6 +280,13 @@ class NodeControlServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListMailboxes(self, request, context):
+        """Lists the letters that this hub or top keeps for nodes below it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSnapshot(self, request, context):
         """Shows what the node is doing at this moment.
         """
@@ -387,6 +400,11 @@ def add_NodeControlServiceServicer_to_server(servicer, server):
                     servicer.CancelTransfer,
                     request_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferRequest.FromString,
                     response_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferResponse.SerializeToString,
+            ),
+            'ListMailboxes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListMailboxes,
+                    request_deserializer=tdn_dot_app_dot_v1_dot_mailbox__service__pb2.ListMailboxesRequest.FromString,
+                    response_serializer=tdn_dot_app_dot_v1_dot_mailbox__service__pb2.ListMailboxesResponse.SerializeToString,
             ),
             'GetSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSnapshot,
@@ -891,6 +909,33 @@ class NodeControlService(object):
             '/tdn.app.v1.NodeControlService/CancelTransfer',
             tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferRequest.SerializeToString,
             tdn_dot_app_dot_v1_dot_control__service__pb2.CancelTransferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListMailboxes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tdn.app.v1.NodeControlService/ListMailboxes',
+            tdn_dot_app_dot_v1_dot_mailbox__service__pb2.ListMailboxesRequest.SerializeToString,
+            tdn_dot_app_dot_v1_dot_mailbox__service__pb2.ListMailboxesResponse.FromString,
             options,
             channel_credentials,
             insecure,

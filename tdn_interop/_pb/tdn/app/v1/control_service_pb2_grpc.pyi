@@ -7,6 +7,7 @@ from collections import abc as _abc
 from grpc import aio as _aio
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as _control_service_pb2
 from tdn_interop._pb.tdn.app.v1 import drain_pb2 as _drain_pb2
+from tdn_interop._pb.tdn.app.v1 import mailbox_service_pb2 as _mailbox_service_pb2
 from tdn_interop._pb.tdn.app.v1 import snapshot_pb2 as _snapshot_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -71,6 +72,8 @@ class NodeControlServiceStub:
     """Lists the transfers of files, in both directions."""
     CancelTransfer: _grpc.UnaryUnaryMultiCallable[_control_service_pb2.CancelTransferRequest, _control_service_pb2.CancelTransferResponse]
     """Gives up a transfer."""
+    ListMailboxes: _grpc.UnaryUnaryMultiCallable[_mailbox_service_pb2.ListMailboxesRequest, _mailbox_service_pb2.ListMailboxesResponse]
+    """Lists the letters that this hub or top keeps for nodes below it."""
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]
     """Shows what the node is doing at this moment."""
     Drain: _grpc.UnaryStreamMultiCallable[_drain_pb2.DrainRequest, _drain_pb2.DrainResponse]
@@ -119,6 +122,8 @@ class NodeControlServiceAsyncStub(NodeControlServiceStub):
     """Lists the transfers of files, in both directions."""
     CancelTransfer: _aio.UnaryUnaryMultiCallable[_control_service_pb2.CancelTransferRequest, _control_service_pb2.CancelTransferResponse]  # type: ignore[assignment]
     """Gives up a transfer."""
+    ListMailboxes: _aio.UnaryUnaryMultiCallable[_mailbox_service_pb2.ListMailboxesRequest, _mailbox_service_pb2.ListMailboxesResponse]  # type: ignore[assignment]
+    """Lists the letters that this hub or top keeps for nodes below it."""
     GetSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]  # type: ignore[assignment]
     """Shows what the node is doing at this moment."""
     Drain: _aio.UnaryStreamMultiCallable[_drain_pb2.DrainRequest, _drain_pb2.DrainResponse]  # type: ignore[assignment]
@@ -272,6 +277,14 @@ class NodeControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_service_pb2.CancelTransferResponse, _abc.Awaitable[_control_service_pb2.CancelTransferResponse]]:
         """Gives up a transfer."""
+
+    @_abc_1.abstractmethod
+    def ListMailboxes(
+        self,
+        request: _mailbox_service_pb2.ListMailboxesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mailbox_service_pb2.ListMailboxesResponse, _abc.Awaitable[_mailbox_service_pb2.ListMailboxesResponse]]:
+        """Lists the letters that this hub or top keeps for nodes below it."""
 
     @_abc_1.abstractmethod
     def GetSnapshot(

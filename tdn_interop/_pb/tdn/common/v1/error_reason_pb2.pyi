@@ -76,6 +76,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A message is malformed."""
     ERROR_REASON_ABANDONED: _ErrorReason.ValueType  # 26
     """The other side has given up before the end."""
+    ERROR_REASON_KEY_CONFLICT: _ErrorReason.ValueType  # 27
+    """The same id stands for something else already; the first stays."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 28
     """This was asked more often than the other side allows."""
     ERROR_REASON_DRAINING: _ErrorReason.ValueType  # 29
@@ -84,6 +86,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is no such node, or no way to it."""
     ERROR_REASON_ROUTE_LOOP: _ErrorReason.ValueType  # 31
     """The route runs in a circle or is too long."""
+    ERROR_REASON_ROUTE_INVALID: _ErrorReason.ValueType  # 32
+    """What a node tells of the nodes it leads to does not hold."""
+    ERROR_REASON_MAILBOX_FULL: _ErrorReason.ValueType  # 33
+    """The mailbox takes no more letters."""
+    ERROR_REASON_LETTER_EXPIRED: _ErrorReason.ValueType  # 34
+    """A letter is past its validity, or its validity is too long."""
     ERROR_REASON_UNSUPPORTED_ALGO: _ErrorReason.ValueType  # 40
     """The parties have no algorithm in common."""
     ERROR_REASON_UNSUPPORTED_PARAMS: _ErrorReason.ValueType  # 41
@@ -150,6 +158,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The database of the node cannot be used."""
     ERROR_REASON_LAB_UNKNOWN: _ErrorReason.ValueType  # 95
     """There is no such lab, or it has no such node."""
+    ERROR_REASON_JOURNAL_BROKEN: _ErrorReason.ValueType  # 96
+    """The journal of a job cannot be read; the job has failed."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why something was refused. Messages carry the name without its prefix, such as `NO_ROUTE`.
@@ -210,6 +220,8 @@ ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 25
 """A message is malformed."""
 ERROR_REASON_ABANDONED: ErrorReason.ValueType  # 26
 """The other side has given up before the end."""
+ERROR_REASON_KEY_CONFLICT: ErrorReason.ValueType  # 27
+"""The same id stands for something else already; the first stays."""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 28
 """This was asked more often than the other side allows."""
 ERROR_REASON_DRAINING: ErrorReason.ValueType  # 29
@@ -218,6 +230,12 @@ ERROR_REASON_NO_ROUTE: ErrorReason.ValueType  # 30
 """There is no such node, or no way to it."""
 ERROR_REASON_ROUTE_LOOP: ErrorReason.ValueType  # 31
 """The route runs in a circle or is too long."""
+ERROR_REASON_ROUTE_INVALID: ErrorReason.ValueType  # 32
+"""What a node tells of the nodes it leads to does not hold."""
+ERROR_REASON_MAILBOX_FULL: ErrorReason.ValueType  # 33
+"""The mailbox takes no more letters."""
+ERROR_REASON_LETTER_EXPIRED: ErrorReason.ValueType  # 34
+"""A letter is past its validity, or its validity is too long."""
 ERROR_REASON_UNSUPPORTED_ALGO: ErrorReason.ValueType  # 40
 """The parties have no algorithm in common."""
 ERROR_REASON_UNSUPPORTED_PARAMS: ErrorReason.ValueType  # 41
@@ -284,4 +302,6 @@ ERROR_REASON_STORE_UNAVAILABLE: ErrorReason.ValueType  # 94
 """The database of the node cannot be used."""
 ERROR_REASON_LAB_UNKNOWN: ErrorReason.ValueType  # 95
 """There is no such lab, or it has no such node."""
+ERROR_REASON_JOURNAL_BROKEN: ErrorReason.ValueType  # 96
+"""The journal of a job cannot be read; the job has failed."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

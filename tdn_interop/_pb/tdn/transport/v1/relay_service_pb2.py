@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tdn_interop._pb.tdn.common.v1 import identity_pb2 as tdn_dot_common_dot_v1_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tdn/transport/v1/relay_service.proto\x12\x10tdn.transport.v1\x1a\x1ctdn/common/v1/identity.proto\"\x80\x01\n\rTunnelOpening\x12\x11\n\ttunnel_id\x18\x01 \x01(\x0c\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x11\n\thop_limit\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\x12\x0f\n\x07visited\x18\x06 \x03(\t\"\x1d\n\rTunnelRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1e\n\x0eTunnelResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\">\n\nTunnelJoin\x12\x11\n\ttunnel_id\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x03(\t\x12\x0f\n\x07refusal\x18\x03 \x01(\t\"\x0f\n\rAttachRequest\"B\n\x0e\x41ttachResponse\x12\x30\n\x07opening\x18\x01 \x01(\x0b\x32\x1f.tdn.transport.v1.TunnelOpening\"\xcb\x01\n\x07Receipt\x12\x11\n\ttunnel_id\x18\x01 \x01(\x0c\x12\r\n\x05relay\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x04 \x01(\t\x12\x10\n\x08previous\x18\x05 \x01(\t\x12\x0c\n\x04next\x18\x06 \x01(\t\x12\x15\n\rforward_bytes\x18\x07 \x01(\x04\x12\x16\n\x0e\x62\x61\x63kward_bytes\x18\x08 \x01(\x04\x12\x15\n\rstarted_at_ms\x18\t \x01(\x03\x12\x13\n\x0b\x65nded_at_ms\x18\n \x01(\x03\"3\n\x08Receipts\x12\'\n\x08receipts\x18\x01 \x03(\x0b\x32\x15.tdn.common.v1.Signed2\xae\x01\n\x0cRelayService\x12O\n\x06Tunnel\x12\x1f.tdn.transport.v1.TunnelRequest\x1a .tdn.transport.v1.TunnelResponse(\x01\x30\x01\x12M\n\x06\x41ttach\x12\x1f.tdn.transport.v1.AttachRequest\x1a .tdn.transport.v1.AttachResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$tdn/transport/v1/relay_service.proto\x12\x10tdn.transport.v1\x1a\x1ctdn/common/v1/identity.proto\"\x80\x01\n\rTunnelOpening\x12\x11\n\ttunnel_id\x18\x01 \x01(\x0c\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x11\n\thop_limit\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\x12\x0f\n\x07visited\x18\x06 \x03(\t\"\x1d\n\rTunnelRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"\x1e\n\x0eTunnelResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\">\n\nTunnelJoin\x12\x11\n\ttunnel_id\x18\x01 \x01(\x0c\x12\x0c\n\x04path\x18\x02 \x03(\t\x12\x0f\n\x07refusal\x18\x03 \x01(\t\"\x0f\n\rAttachRequest\"i\n\x0e\x41ttachResponse\x12\x30\n\x07opening\x18\x01 \x01(\x0b\x32\x1f.tdn.transport.v1.TunnelOpening\x12%\n\x06record\x18\x02 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"\xcb\x01\n\x07Receipt\x12\x11\n\ttunnel_id\x18\x01 \x01(\x0c\x12\r\n\x05relay\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x04 \x01(\t\x12\x10\n\x08previous\x18\x05 \x01(\t\x12\x0c\n\x04next\x18\x06 \x01(\t\x12\x15\n\rforward_bytes\x18\x07 \x01(\x04\x12\x16\n\x0e\x62\x61\x63kward_bytes\x18\x08 \x01(\x04\x12\x15\n\rstarted_at_ms\x18\t \x01(\x03\x12\x13\n\x0b\x65nded_at_ms\x18\n \x01(\x03\"3\n\x08Receipts\x12\'\n\x08receipts\x18\x01 \x03(\x0b\x32\x15.tdn.common.v1.Signed2\xae\x01\n\x0cRelayService\x12O\n\x06Tunnel\x12\x1f.tdn.transport.v1.TunnelRequest\x1a .tdn.transport.v1.TunnelResponse(\x01\x30\x01\x12M\n\x06\x41ttach\x12\x1f.tdn.transport.v1.AttachRequest\x1a .tdn.transport.v1.AttachResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,11 +43,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTACHREQUEST']._serialized_start=346
   _globals['_ATTACHREQUEST']._serialized_end=361
   _globals['_ATTACHRESPONSE']._serialized_start=363
-  _globals['_ATTACHRESPONSE']._serialized_end=429
-  _globals['_RECEIPT']._serialized_start=432
-  _globals['_RECEIPT']._serialized_end=635
-  _globals['_RECEIPTS']._serialized_start=637
-  _globals['_RECEIPTS']._serialized_end=688
-  _globals['_RELAYSERVICE']._serialized_start=691
-  _globals['_RELAYSERVICE']._serialized_end=865
+  _globals['_ATTACHRESPONSE']._serialized_end=468
+  _globals['_RECEIPT']._serialized_start=471
+  _globals['_RECEIPT']._serialized_end=674
+  _globals['_RECEIPTS']._serialized_start=676
+  _globals['_RECEIPTS']._serialized_end=727
+  _globals['_RELAYSERVICE']._serialized_start=730
+  _globals['_RELAYSERVICE']._serialized_end=904
 # @@protoc_insertion_point(module_scope)

@@ -163,20 +163,26 @@ class AttachResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     OPENING_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def opening(self) -> Global___TunnelOpening:
         """The opening as the hub hands it on. Absent in the first response, which only says that the node is
         attached. Who the source really is, the certificate inside the tunnel decides.
         """
 
+    @_builtins.property
+    def record(self) -> _identity_pb2.Signed:
+        """Only in the first response: the NodeRecord of the hub, signed by its top. Its key signs the receipts."""
+
     def __init__(
         self,
         *,
         opening: Global___TunnelOpening | None = ...,
+        record: _identity_pb2.Signed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["opening", b"opening"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["opening", b"opening", "record", b"record"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["opening", b"opening"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["opening", b"opening", "record", b"record"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

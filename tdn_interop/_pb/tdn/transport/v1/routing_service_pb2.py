@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tdn_interop._pb.tdn.common.v1 import identity_pb2 as tdn_dot_common_dot_v1_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tdn/transport/v1/routing_service.proto\x12\x10tdn.transport.v1\x1a\x1ctdn/common/v1/identity.proto\"1\n\x0eResolveRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\thop_limit\x18\x02 \x01(\r\"^\n\x0fResolveResponse\x12$\n\x05route\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12%\n\x06record\x18\x02 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"A\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0c\n\x04hops\x18\x02 \x03(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\x32`\n\x0eRoutingService\x12N\n\x07Resolve\x12 .tdn.transport.v1.ResolveRequest\x1a!.tdn.transport.v1.ResolveResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&tdn/transport/v1/routing_service.proto\x12\x10tdn.transport.v1\x1a\x1ctdn/common/v1/identity.proto\"1\n\x0eResolveRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\thop_limit\x18\x02 \x01(\r\"^\n\x0fResolveResponse\x12$\n\x05route\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12%\n\x06record\x18\x02 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"A\n\x05Route\x12\x13\n\x0b\x64\x65stination\x18\x01 \x01(\t\x12\x0c\n\x04hops\x18\x02 \x03(\t\x12\x15\n\rexpires_at_ms\x18\x03 \x01(\x03\"A\n\x10\x41\x64vertiseRequest\x12-\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1d.tdn.transport.v1.RouteChange\"B\n\x11\x41\x64vertiseResponse\x12-\n\x06\x63hange\x18\x01 \x01(\x0b\x32\x1d.tdn.transport.v1.RouteChange\"l\n\x0bRouteChange\x12*\n\x06\x61\x64vert\x18\x01 \x01(\x0b\x32\x18.tdn.transport.v1.AdvertH\x00\x12\x13\n\twithdrawn\x18\x02 \x01(\tH\x00\x12\x12\n\x08\x63omplete\x18\x03 \x01(\x08H\x00\x42\x08\n\x06\x63hange\"U\n\x06\x41\x64vert\x12#\n\x04hops\x18\x01 \x03(\x0b\x32\x15.tdn.common.v1.Signed\x12&\n\x07records\x18\x02 \x03(\x0b\x32\x15.tdn.common.v1.Signed\"`\n\tAdvertHop\x12\n\n\x02to\x18\x01 \x01(\t\x12\x17\n\x0fprevious_sha256\x18\x02 \x01(\x0c\x12.\n\x06origin\x18\x03 \x01(\x0b\x32\x1e.tdn.transport.v1.AdvertOrigin\"m\n\x0c\x41\x64vertOrigin\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x14\n\x0cissued_at_ms\x18\x03 \x01(\x03\x12\x15\n\rexpires_at_ms\x18\x04 \x01(\x03\x12\x0e\n\x06\x62\x61\x63kup\x18\x05 \x01(\x08\x32\xba\x01\n\x0eRoutingService\x12N\n\x07Resolve\x12 .tdn.transport.v1.ResolveRequest\x1a!.tdn.transport.v1.ResolveResponse\x12X\n\tAdvertise\x12\".tdn.transport.v1.AdvertiseRequest\x1a#.tdn.transport.v1.AdvertiseResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESOLVERESPONSE']._serialized_end=235
   _globals['_ROUTE']._serialized_start=237
   _globals['_ROUTE']._serialized_end=302
-  _globals['_ROUTINGSERVICE']._serialized_start=304
-  _globals['_ROUTINGSERVICE']._serialized_end=400
+  _globals['_ADVERTISEREQUEST']._serialized_start=304
+  _globals['_ADVERTISEREQUEST']._serialized_end=369
+  _globals['_ADVERTISERESPONSE']._serialized_start=371
+  _globals['_ADVERTISERESPONSE']._serialized_end=437
+  _globals['_ROUTECHANGE']._serialized_start=439
+  _globals['_ROUTECHANGE']._serialized_end=547
+  _globals['_ADVERT']._serialized_start=549
+  _globals['_ADVERT']._serialized_end=634
+  _globals['_ADVERTHOP']._serialized_start=636
+  _globals['_ADVERTHOP']._serialized_end=732
+  _globals['_ADVERTORIGIN']._serialized_start=734
+  _globals['_ADVERTORIGIN']._serialized_end=843
+  _globals['_ROUTINGSERVICE']._serialized_start=846
+  _globals['_ROUTINGSERVICE']._serialized_end=1032
 # @@protoc_insertion_point(module_scope)

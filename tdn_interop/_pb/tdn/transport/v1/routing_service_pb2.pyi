@@ -106,3 +106,187 @@ class Route(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Route: _TypeAlias = Route  # noqa: Y015
+
+@_typing.final
+class AdvertiseRequest(_message.Message):
+    """From the side that dialled the link."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___RouteChange:
+        """The change."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___RouteChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdvertiseRequest: _TypeAlias = AdvertiseRequest  # noqa: Y015
+
+@_typing.final
+class AdvertiseResponse(_message.Message):
+    """From the side that listens."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHANGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def change(self) -> Global___RouteChange:
+        """The change."""
+
+    def __init__(
+        self,
+        *,
+        change: Global___RouteChange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdvertiseResponse: _TypeAlias = AdvertiseResponse  # noqa: Y015
+
+@_typing.final
+class RouteChange(_message.Message):
+    """One change of what the sender leads to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADVERT_FIELD_NUMBER: _builtins.int
+    WITHDRAWN_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    withdrawn: _builtins.str
+    """Node id whose advert does not count any more."""
+    complete: _builtins.bool
+    """What was told before is the whole table."""
+    @_builtins.property
+    def advert(self) -> Global___Advert:
+        """A new advert; it takes the place of an older one for the same node."""
+
+    def __init__(
+        self,
+        *,
+        advert: Global___Advert | None = ...,
+        withdrawn: _builtins.str = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["advert", b"advert", "change", b"change", "complete", b"complete", "withdrawn", b"withdrawn"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["advert", b"advert", "change", b"change", "complete", b"complete", "withdrawn", b"withdrawn"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_change: _TypeAlias = _typing.Literal["advert", "withdrawn", "complete"]  # noqa: Y015
+    _WhichOneofArgType_change: _TypeAlias = _typing.Literal["change", b"change"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_change) -> _WhichOneofReturnType_change | None: ...
+
+Global___RouteChange: _TypeAlias = RouteChange  # noqa: Y015
+
+@_typing.final
+class Advert(_message.Message):
+    """A path, stated hop by hop: each relay on it has signed to whom it hands the advert on, so that nobody can
+    claim a path that does not exist or cut one short.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOPS_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hops(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
+        """AdvertHop statements, context `tdn/v1/advert`, from the origin to the node that tells it. At most 8."""
+
+    @_builtins.property
+    def records(self) -> _containers.RepeatedCompositeFieldContainer[_identity_pb2.Signed]:
+        """The NodeRecord of each signer, in the same order, signed by its top."""
+
+    def __init__(
+        self,
+        *,
+        hops: _abc.Iterable[_identity_pb2.Signed] | None = ...,
+        records: _abc.Iterable[_identity_pb2.Signed] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hops", b"hops", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Advert: _TypeAlias = Advert  # noqa: Y015
+
+@_typing.final
+class AdvertHop(_message.Message):
+    """What one node on the path states."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TO_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SHA256_FIELD_NUMBER: _builtins.int
+    ORIGIN_FIELD_NUMBER: _builtins.int
+    to: _builtins.str
+    """Node id to which this hop is told."""
+    previous_sha256: _builtins.bytes
+    """SHA-256 of the statement of the hop before, followed by its signature. Empty in the first hop."""
+    @_builtins.property
+    def origin(self) -> Global___AdvertOrigin:
+        """Only in the first hop."""
+
+    def __init__(
+        self,
+        *,
+        to: _builtins.str = ...,
+        previous_sha256: _builtins.bytes = ...,
+        origin: Global___AdvertOrigin | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["origin", b"origin", "previous_sha256", b"previous_sha256", "to", b"to"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdvertHop: _TypeAlias = AdvertHop  # noqa: Y015
+
+@_typing.final
+class AdvertOrigin(_message.Message):
+    """Where the path leads to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PREFIX_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ISSUED_AT_MS_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_MS_FIELD_NUMBER: _builtins.int
+    BACKUP_FIELD_NUMBER: _builtins.int
+    prefix: _builtins.str
+    """Node id of the origin, which signs this hop. A hub or top stands for everything below it, a child for itself."""
+    sequence: _builtins.int
+    """Higher in each later advert of this origin."""
+    issued_at_ms: _builtins.int
+    """When it was signed, milliseconds since the epoch."""
+    expires_at_ms: _builtins.int
+    """When it ends, milliseconds since the epoch; at most 120 s later."""
+    backup: _builtins.bool
+    """True for a child that its parent reaches: this way is only for when the parent fails."""
+    def __init__(
+        self,
+        *,
+        prefix: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        issued_at_ms: _builtins.int = ...,
+        expires_at_ms: _builtins.int = ...,
+        backup: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backup", b"backup", "expires_at_ms", b"expires_at_ms", "issued_at_ms", b"issued_at_ms", "prefix", b"prefix", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AdvertOrigin: _TypeAlias = AdvertOrigin  # noqa: Y015

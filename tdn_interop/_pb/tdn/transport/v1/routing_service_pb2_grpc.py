@@ -40,6 +40,11 @@ class RoutingServiceStub(object):
                 request_serializer=tdn_dot_transport_dot_v1_dot_routing__service__pb2.ResolveRequest.SerializeToString,
                 response_deserializer=tdn_dot_transport_dot_v1_dot_routing__service__pb2.ResolveResponse.FromString,
                 _registered_method=True)
+        self.Advertise = channel.stream_stream(
+                '/tdn.transport.v1.RoutingService/Advertise',
+                request_serializer=tdn_dot_transport_dot_v1_dot_routing__service__pb2.AdvertiseRequest.SerializeToString,
+                response_deserializer=tdn_dot_transport_dot_v1_dot_routing__service__pb2.AdvertiseResponse.FromString,
+                _registered_method=True)
 
 
 class RoutingServiceServicer(object):
@@ -53,6 +58,14 @@ class RoutingServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Advertise(self, request_iterator, context):
+        """Both sides tell what they lead to, then every change, for as long as the call lasts. What was heard in a call
+        counts until the call ends. The listening side marks its table complete after it has read that of the other side.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RoutingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +73,11 @@ def add_RoutingServiceServicer_to_server(servicer, server):
                     servicer.Resolve,
                     request_deserializer=tdn_dot_transport_dot_v1_dot_routing__service__pb2.ResolveRequest.FromString,
                     response_serializer=tdn_dot_transport_dot_v1_dot_routing__service__pb2.ResolveResponse.SerializeToString,
+            ),
+            'Advertise': grpc.stream_stream_rpc_method_handler(
+                    servicer.Advertise,
+                    request_deserializer=tdn_dot_transport_dot_v1_dot_routing__service__pb2.AdvertiseRequest.FromString,
+                    response_serializer=tdn_dot_transport_dot_v1_dot_routing__service__pb2.AdvertiseResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +108,33 @@ class RoutingService(object):
             '/tdn.transport.v1.RoutingService/Resolve',
             tdn_dot_transport_dot_v1_dot_routing__service__pb2.ResolveRequest.SerializeToString,
             tdn_dot_transport_dot_v1_dot_routing__service__pb2.ResolveResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Advertise(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tdn.transport.v1.RoutingService/Advertise',
+            tdn_dot_transport_dot_v1_dot_routing__service__pb2.AdvertiseRequest.SerializeToString,
+            tdn_dot_transport_dot_v1_dot_routing__service__pb2.AdvertiseResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,10 @@ class RoutingServiceStub:
     def __new__(cls, channel: _aio.Channel) -> RoutingServiceAsyncStub: ...
     Resolve: _grpc.UnaryUnaryMultiCallable[_routing_service_pb2.ResolveRequest, _routing_service_pb2.ResolveResponse]
     """Finds the route from the asking node to a node or to the owner of a resource."""
+    Advertise: _grpc.StreamStreamMultiCallable[_routing_service_pb2.AdvertiseRequest, _routing_service_pb2.AdvertiseResponse]
+    """Both sides tell what they lead to, then every change, for as long as the call lasts. What was heard in a call
+    counts until the call ends. The listening side marks its table complete after it has read that of the other side.
+    """
 
 @_typing.type_check_only
 class RoutingServiceAsyncStub(RoutingServiceStub):
@@ -43,6 +47,10 @@ class RoutingServiceAsyncStub(RoutingServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Resolve: _aio.UnaryUnaryMultiCallable[_routing_service_pb2.ResolveRequest, _routing_service_pb2.ResolveResponse]  # type: ignore[assignment]
     """Finds the route from the asking node to a node or to the owner of a resource."""
+    Advertise: _aio.StreamStreamMultiCallable[_routing_service_pb2.AdvertiseRequest, _routing_service_pb2.AdvertiseResponse]  # type: ignore[assignment]
+    """Both sides tell what they lead to, then every change, for as long as the call lasts. What was heard in a call
+    counts until the call ends. The listening side marks its table complete after it has read that of the other side.
+    """
 
 class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
     """Offered by hubs and tops to adjacent nodes, over a link."""
@@ -54,5 +62,15 @@ class RoutingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_routing_service_pb2.ResolveResponse, _abc.Awaitable[_routing_service_pb2.ResolveResponse]]:
         """Finds the route from the asking node to a node or to the owner of a resource."""
+
+    @_abc_1.abstractmethod
+    def Advertise(
+        self,
+        request_iterator: _MaybeAsyncIterator[_routing_service_pb2.AdvertiseRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_routing_service_pb2.AdvertiseResponse], _abc.AsyncIterator[_routing_service_pb2.AdvertiseResponse]]:
+        """Both sides tell what they lead to, then every change, for as long as the call lasts. What was heard in a call
+        counts until the call ends. The listening side marks its table complete after it has read that of the other side.
+        """
 
 def add_RoutingServiceServicer_to_server(servicer: RoutingServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
