@@ -14,7 +14,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -78,6 +78,13 @@ class Rates(_Section):
     calls: float = Field(default=200, gt=0, le=1e6)
 
 
+class LinkTo(_Section):
+    """A node to keep a link to, besides the parent: a hub or top that names this node among its `neighbours`."""
+
+    node: str
+    address: str
+
+
 class NodeConfig(BaseSettings):
     """Everything one node is told."""
 
@@ -94,10 +101,13 @@ class NodeConfig(BaseSettings):
     log: Path | None = None
     database: str | None = None
     direct: dict[str, str] = {}
+    links: list[LinkTo] = []
+    neighbours: list[str] = []
     approval: Approval = Approval()
     timeouts: Timeouts = Timeouts()
     rates: Rates = Rates()
     suites: list[str] | None = None
+    leaf_life_s: int = Field(default=86_400, ge=5, le=30 * 86_400)
     status_max_age_s: float = Field(default=600, ge=90, le=86_400)
     max_items: int = Field(default=2_000_000, gt=0, le=2**31)
 
@@ -111,6 +121,24 @@ class NodeConfig(BaseSettings):
     def _host_and_port(cls, value: str | None) -> str | None:
         if value is not None:
             split_address(value)
+        return value
+
+    @field_validator("neighbours")
+    @classmethod
+    def _known_neighbours(cls, value: list[str]) -> list[str]:
+        return [ids.node_id(node) for node in value]
+
+    @field_validator("links")
+    @classmethod
+    def _known_links(cls, value: list[LinkTo], info: ValidationInfo) -> list[LinkTo]:
+        nodes = [ids.node_id(link.node) for link in value]
+        for link in value:
+            split_address(link.address)
+        me = info.data.get("id", "")
+        wrong = [node for node in nodes if node in {me, ids.parent(me)} or nodes.count(node) > 1]
+        guard("TDN-X-LAB-05").check(
+            not wrong, Reason.CONFIG_INVALID, f"links: {', '.join(wrong)}: another node, and each once", ConfigError
+        )
         return value
 
     @classmethod

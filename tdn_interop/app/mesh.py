@@ -17,6 +17,7 @@ from tdn_interop._pb.tdn.transport.v1 import (
     routing_service_pb2_grpc,
     status_service_pb2_grpc,
 )
+from tdn_interop.app.adjacency import Adjacency
 from tdn_interop.app.admission import Admission
 from tdn_interop.app.anchoring import Anchoring, EvidenceServicer
 from tdn_interop.app.cutting import Cutting
@@ -36,7 +37,7 @@ from tdn_interop.app.store.engine import Store
 from tdn_interop.app.telemetry import Metrics
 from tdn_interop.config import NodeConfig
 from tdn_interop.errors import Reason, Refused, TdnError, guard
-from tdn_interop.identity import ROUTE, Credentials, Signed, verify
+from tdn_interop.identity import Credentials, Signed
 from tdn_interop.transport import records_wire, tls
 from tdn_interop.transport.channel import ChannelEvent, FrameStream
 from tdn_interop.transport.channel_service import ChannelServicer, ClientFrames, Peers, ServerFrames
@@ -46,15 +47,14 @@ from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorse
 from tdn_interop.transport.frame import Limits
 from tdn_interop.transport.front import expired
 from tdn_interop.transport.interceptors import ServerCalls, for_peers, rated, standard_layers
-from tdn_interop.transport.link import Link
 from tdn_interop.transport.notice_service import NoticeServicer, Sharing
 from tdn_interop.transport.notices import Notices
 from tdn_interop.transport.pki import PeerCertificate
 from tdn_interop.transport.rates import Rate, Rates
 from tdn_interop.transport.records_wire import NodeRecord, Route
-from tdn_interop.transport.relay import HOP_LIMIT, Tunnels
+from tdn_interop.transport.relay import Tunnels
 from tdn_interop.transport.relay_service import RelayServicer
-from tdn_interop.transport.routing_service import Routing, RoutingServicer
+from tdn_interop.transport.routing_service import RoutingServicer
 from tdn_interop.transport.rpc_metrics import client_interceptors
 from tdn_interop.transport.server import Server
 from tdn_interop.transport.status_list import StatusLists
@@ -98,7 +98,8 @@ class Mesh:
             lambda: tls.client_context(standing.files), self._folder, client_interceptors(metrics.rpc_client),
             self.lists.refusal,
         )  # fmt: skip
-        self.link = Link(self.me, place.parent, place.parent_link, dialler) if place.parent else None
+        self.adjacency = Adjacency(config, standing, self.register, dialler, self.record, self.refused)
+        self.link = self.adjacency.parent
         self.server = Server(
             lambda: tls.server_context(standing.files),
             self._folder,
@@ -106,8 +107,11 @@ class Mesh:
             self.refused,
             [self._calls("peers")],
         )
-        self.receipts = Receipts(store, log, place.parent, self._parent_key, self.refused)
-        self.tunnels = Tunnels(standing.key, place.parent, self.link, self.server.front, self.receipts)
+        self.receipts = Receipts(store, log, self.adjacency.key_of, self.refused)
+        self.tunnels = Tunnels(
+            standing.key, self.adjacency.table, self.adjacency.links, self.server.front, self.receipts
+        )
+        self.adjacency.serve(self.tunnels, self.receipts.got)
         self.server.front.refusal, self.tunnels.admit = self.lists.refusal, self.lists.admit
         self.peers = Peers(self.tunnels, config.direct, dialler, config.timeouts.dial_s)
         self.channels = Channels(
@@ -121,17 +125,10 @@ class Mesh:
         self.tunnels.takes = self.channels.takes = self.draining.check
         self.notices = Notices(config.file("notices"), place.top, self.trust.knows)
         self.revoking = Revoking(standing.key, self.register, store, self.notices, self.lists, self.link)
-        links = [self.link] if self.link else []
+        links = list(self.adjacency.links.values())
         self.cutting = Cutting(self.me, self.lists.refusal, self.channels, self.server.front, links)
         self.federation = Federation(standing, self.trust, self.notices, log)
         self.anchoring = Anchoring(log, place.record, self.link)
-        self.routing = Routing(
-            standing.key,
-            place.parent,
-            place.record,
-            self.register.record,
-            self.link.resolve if self.link else None,
-        )
         endorse = self.link.endorse if self.link else Endorser(standing.key, self.register).endorse
         self.admission = Admission(config, standing, self.register, endorse)
         self.pings = Pings(
@@ -150,12 +147,9 @@ class Mesh:
         self._add_services()
         await self.server.start(self.config.listen)
         await self.admission.start(self._folder, self._calls("enrol"), self.refused)
-        if self.link:
-            self.link.on_opening = self.tunnels.from_above
-            self.link.on_receipt = self.receipts.got
-            self.link.on_state = self._linked
-            await self.link.start()
-            sharing = Sharing(self.link, self.notices, self.refused)
+        await self.adjacency.start(self.spawn)
+        for link in self.adjacency.links.values():
+            sharing = Sharing(link, self.notices, self.refused)
             self.spawn(sharing.watch())
             self.spawn(sharing.tell())
         self.spawn(self.pings.answer(self.spawn))
@@ -171,8 +165,7 @@ class Mesh:
         await self.channels.close(FAREWELL_S)
         await self.tunnels.close()
         await self.anchoring.close()
-        if self.link:
-            await self.link.close()
+        await self.adjacency.close()
         await self.admission.close()
         await self.server.close()
 
@@ -225,20 +218,8 @@ class Mesh:
         return evidence_wire.decode_tree_head((await self._evidence.head()).statement).size
 
     async def resolve(self, name: str) -> tuple[Route, NodeRecord]:
-        """Route and record of a node. Errors: NO_ROUTE and why the parent cannot be asked."""
-        if self.link is None:
-            signed, record = await self.routing.resolve(self.me, name, HOP_LIMIT)
-            return records_wire.decode_route(signed.statement), self.trust.record(record)
-        signed, record = await self.link.resolve(name, HOP_LIMIT)
-        good = verify(ROUTE, signed, self._parent_key())
-        guard("TDN-T-RTE-05").check(good, Reason.SIGNATURE_INVALID, "the route is not signed by our parent")
-        route, found = records_wire.decode_route(signed.statement), self.trust.record(record)
-        guard("TDN-T-RTE-05").check(
-            route.destination == found.node_id,
-            Reason.IDENTITY_MISMATCH,
-            "route and record name different nodes",
-        )
-        return route, found
+        """Route and record of a node. Errors: NO_ROUTE and why no neighbour can be asked."""
+        return await self.adjacency.resolve(name)
 
     # -- assembling ----------------------------------------------------------------------------
 
@@ -264,12 +245,13 @@ class Mesh:
         )
         if self.config.role == "child":
             return
-        grpc.add_generic_rpc_handlers((RelayServicer(self.tunnels, front, self.register.known).handler(),))
+        neighbour, record = self.adjacency.is_neighbour, self.standing.membership.record
+        grpc.add_generic_rpc_handlers((RelayServicer(self.tunnels, front, neighbour, record).handler(),))
         notice_service_pb2_grpc.add_NoticeServiceServicer_to_server(
-            NoticeServicer(self.notices, self.register.known, node_of), grpc
+            NoticeServicer(self.notices, neighbour, node_of), grpc
         )
         routing_service_pb2_grpc.add_RoutingServiceServicer_to_server(
-            RoutingServicer(self.routing, node_of), grpc
+            RoutingServicer(self.adjacency.routing, self.adjacency.neighbours, neighbour, node_of), grpc
         )
         evidence_pb2_grpc.add_EvidenceServiceServicer_to_server(
             EvidenceServicer(self.anchoring, self.register, node_of), grpc
@@ -310,10 +292,6 @@ class Mesh:
             self.spawn(self._store.run(lambda c: members.pin(c, node, key, now_ms())))
         return self._pins[node]
 
-    def _parent_key(self) -> bytes:
-        record = self.standing.membership.parent_record
-        return self.trust.record(record).identity_key if record else b""
-
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
@@ -326,15 +304,8 @@ class Mesh:
             certificate = self._certificates.get(peer)
             if certificate and certificate.expires_at_ms <= at_ms:
                 self.channels.drop(peer, expired(certificate))
-        if self.link:
-            self.link.drop_expired(at_ms)
+        self.adjacency.drop_expired(at_ms)
         self.server.front.drop_expired(at_ms)
-
-    def _linked(self, up: bool, why: TdnError | None) -> None:
-        if up:
-            _log.info("linked", parent=self.link.parent if self.link else "")
-        elif why:
-            _log.warning("link lost", reason=why.reason.name, message=why.message)
 
     def _noted(self, event: ChannelEvent) -> None:
         metrics = self._metrics

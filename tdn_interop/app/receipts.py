@@ -1,4 +1,4 @@
-"""Receipts for tunnels: what this node signed as a relay, and what its parent signed for it, kept as evidence.
+"""Receipts for tunnels: what this node signed as a relay, and what its neighbours signed for it, kept as evidence.
 
 Implements `relay.Ledger`. A tunnel has one receipt of a relay: what is written first stays.
 """
@@ -22,16 +22,15 @@ from tdn_interop.transport.records_wire import Receipt
 
 
 class Receipts:
-    """The receipts of one node. `parent_key` gives the identity key of the parent; `on_refusal` hears of false ones."""
+    """The receipts of one node. `key_of` gives the identity key of a neighbour; `on_refusal` hears of false ones."""
 
     def __init__(
-        self, store: Store, log: EvidenceLog, parent: str, parent_key: Callable[[], bytes],
+        self, store: Store, log: EvidenceLog, key_of: Callable[[str], bytes],
         on_refusal: Callable[[TdnError], None],
     ) -> None:  # fmt: skip
         self._store = store
         self._log = log
-        self._parent = parent
-        self._parent_key = parent_key
+        self._key_of = key_of
         self._on_refusal = on_refusal
 
     async def knows(self, tunnel_id: bytes) -> bool:
@@ -43,9 +42,9 @@ class Receipts:
         await self._keep(receipt, "relay.receipt.given")
 
     async def got(self, receipt: Signed, carried: Carried) -> None:
-        """Keep a receipt of the parent, unless it is not what we have seen of the tunnel: that is a refusal."""
+        """Keep a receipt of a neighbour, unless it is not what we have seen of the tunnel: that is a refusal."""
         try:
-            check(receipt, self._parent, self._parent_key(), carried)
+            check(receipt, self._key_of(carried.relay), carried)
         except TdnError as error:
             self._on_refusal(error)
             return
@@ -63,8 +62,8 @@ class Receipts:
         await self._store.run(write)
 
 
-def check(signed: Signed, parent: str, key: bytes, carried: Carried) -> None:
-    """Refuse a receipt that `parent` cannot have given for what we carried. Pure.
+def check(signed: Signed, key: bytes, carried: Carried) -> None:
+    """Refuse a receipt that the relay with this identity key cannot have given for what we carried. Pure.
 
     The rule gives no false alarm: a relay never forwards more than we handed to it, and when we have read a tunnel
     to its orderly end, it has not handed more to us than we read. What it counts below that may be lost on the way.
@@ -73,13 +72,14 @@ def check(signed: Signed, parent: str, key: bytes, carried: Carried) -> None:
     """
     gate = guard("TDN-T-RTE-08")
     gate.check(
-        verify(RECEIPT, signed, key), Reason.SIGNATURE_INVALID, "a receipt is not signed by our parent", PeerProtocolError
+        verify(RECEIPT, signed, key), Reason.SIGNATURE_INVALID, f"a receipt is not signed by {carried.relay}",
+        PeerProtocolError,
     )  # fmt: skip
     receipt: Receipt = records_wire.decode_receipt(signed.statement)
     neighbour = receipt.previous if carried.opened else receipt.next
     gate.check(
-        (receipt.relay, receipt.tunnel_id, neighbour) == (parent, carried.tunnel_id, carried.me),
-        Reason.IDENTITY_MISMATCH, f"{parent} gives a receipt of {receipt.relay} for another tunnel", PeerProtocolError,
+        (receipt.relay, receipt.tunnel_id, neighbour) == (carried.relay, carried.tunnel_id, carried.me),
+        Reason.IDENTITY_MISMATCH, f"{carried.relay} gives a receipt of {receipt.relay} for another tunnel", PeerProtocolError,
     )  # fmt: skip
     sent, received = receipt.forward_bytes, receipt.backward_bytes
     if not carried.opened:
@@ -87,6 +87,6 @@ def check(signed: Signed, parent: str, key: bytes, carried: Carried) -> None:
     fits = sent <= carried.sent and (carried.received is None or received <= carried.received)
     gate.check(
         fits, Reason.COUNT_MISMATCH,
-        f"{parent} claims {sent} bytes from us and {received} to us, we counted {carried.sent} and {carried.received}",
+        f"{carried.relay} claims {sent} bytes from us and {received} to us, we counted {carried.sent} and {carried.received}",
         PeerProtocolError,
     )  # fmt: skip

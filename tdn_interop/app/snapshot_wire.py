@@ -32,7 +32,7 @@ async def snapshot_of(node: Node) -> pb.GetSnapshotResponse:
 
 def _links(mesh: Mesh) -> list[pb.LinkView]:
     above = [mesh.link] if mesh.link else []
-    up = [pb.LinkView(neighbour=link.parent, direction="up", linked=link.linked.is_set()) for link in above]
+    up = [pb.LinkView(neighbour=link.node, direction="up", linked=link.linked.is_set()) for link in above]
     return up + [pb.LinkView(neighbour=name, direction="down", linked=True) for name in mesh.tunnels.attached]
 
 

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,8 +56,11 @@ class Dialler:
 class Dialled:
     """A gRPC channel to `node`; `peer` is the certificate of the newest connection, `error` why the last one failed."""
 
-    def __init__(self, node: str, open_stream: Open, dialler: Dialler) -> None:
+    def __init__(
+        self, node: str, open_stream: Open, dialler: Dialler, options: Sequence[tuple[str, int]] = ()
+    ) -> None:
         self.node = node
+        self._options = options
         self.peer: PeerCertificate | None = None
         self.error: TdnError | None = None
         self._open = open_stream
@@ -78,7 +81,7 @@ class Dialled:
             self._first = await self._dial()
         loop = asyncio.get_running_loop()
         self._server = await loop.create_unix_server(lambda: _Local(self), str(self._path))
-        options = [*OPTIONS, ("grpc.default_authority", self.node)]
+        options = [*OPTIONS, ("grpc.default_authority", self.node), *self._options]
         self.channel = grpc.aio.insecure_channel(
             f"unix:{self._path}", options=options, interceptors=self._dialler.interceptors
         )
@@ -123,6 +126,11 @@ class Dialled:
             for pipe in self._pipes:
                 if pipe.transport:
                     pipe.transport.abort()
+
+    @property
+    def stands(self) -> bool:
+        """True while there is a connection."""
+        return bool(self._pipes)
 
     def serve(self, local: Pipe) -> None:
         """Carry one local connection out."""

@@ -1,15 +1,15 @@
-"""The link of a node to its parent: one gRPC connection, kept for as long as the node runs.
+"""The link of a node to its parent or to another neighbour: one gRPC connection, kept for as long as the node runs.
 
-Over it the node stays attached, opens and joins tunnels, asks for routes, and hubs ask the top to
-endorse. Reconnecting follows a tenacity policy and never gives up: a node without its parent can do
-nothing, but must come back by itself.
+Over it adverts are exchanged, the node stays attached, opens and joins tunnels, asks for routes, and hubs
+ask the top to endorse. Reconnecting follows a tenacity policy and never gives up: a node without its
+parent must come back by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -28,14 +28,22 @@ from tdn_interop._pb.tdn.transport.v1 import (
 )
 from tdn_interop.errors import Reason, TdnError, Unavailable, guard
 from tdn_interop.identity import Signed
-from tdn_interop.transport import records_wire, relay_service, status
+from tdn_interop.transport import records_wire, relay_service, route_wire, status
 from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp
 from tdn_interop.transport.records_wire import Join, Opening
+from tdn_interop.transport.route_wire import Change
 from tdn_interop.transport.tunnel import ClientLeg, Leg
 
 T = TypeVar("T")
 CALL_S = 10.0
+# Two lost pings: a neighbour that vanishes without a word is noticed after 3.5 s (gRPC, doc/keepalive.md).
+KEEPALIVE = (
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 2500),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
 
 OnOpening = Callable[[Opening], Awaitable[None]]
 
@@ -48,6 +56,7 @@ class Carried:
     """
 
     me: str
+    relay: str
     tunnel_id: bytes
     opened: bool
     sent: int
@@ -55,25 +64,32 @@ class Carried:
 
 
 OnReceipt = Callable[[Signed, Carried], Awaitable[None]]
+Send = Callable[[Change], Awaitable[None]]
+Exchange = Callable[[str, AsyncIterator[Change], Send, Callable[[], object]], Awaitable[None]]
 
 
 class Link:
-    """The link to `parent` at `address`. Implements `relay.Upwards`."""
+    """The link to `node` at `address`. Implements `relay.Neighbour`.
 
-    def __init__(self, me: str, parent: str, address: str, dialler: Dialler) -> None:
+    `exchange`, if set, exchanges adverts for as long as the link stands; `on_record` gets the NodeRecord of `node`.
+    """
+
+    def __init__(self, me: str, node: str, address: str, dialler: Dialler) -> None:
         self.me = me
-        self.parent = parent
+        self.node = node
         self.linked = asyncio.Event()
+        self.exchange: Exchange | None = None
+        self.on_record: Callable[[Signed], object] = bool
         self.on_opening: OnOpening = _ignore
         self.on_receipt: OnReceipt = _ignore
         self.on_state: Callable[[bool, TdnError | None], None] = _quiet
         host, port = config.split_address(address)
 
-        self._dialled = Dialled(parent, lambda: connect_tcp(host, port, CALL_S), dialler)
+        self._dialled = Dialled(node, lambda: connect_tcp(host, port, CALL_S), dialler, KEEPALIVE)
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Dial and stay attached, as soon as the parent answers."""
+        """Dial and stay attached, as soon as the neighbour answers."""
         await self._dialled.start(dial=False)
         self._spawn(self._stay_attached())
 
@@ -85,7 +101,7 @@ class Link:
         await self._dialled.close()
 
     def drop_expired(self, now_ms: int) -> None:
-        """Begin anew when the certificate of the parent has expired."""
+        """Begin anew when the certificate of the neighbour has expired."""
         self._dialled.drop_expired(now_ms)
 
     def drop_refused(self) -> None:
@@ -93,12 +109,17 @@ class Link:
         self._dialled.drop_refused()
 
     @property
+    def is_linked(self) -> bool:
+        """True while the link stands."""
+        return self.linked.is_set()
+
+    @property
     def channel(self) -> grpc.aio.Channel:
-        """For stubs of services that the parent offers."""
+        """For stubs of services that the neighbour offers."""
         return self._dialled.channel
 
     async def ask(self, call: Awaitable[T]) -> T:
-        """The answer of the parent. Errors: the parent's refusal, or why it cannot be reached."""
+        """The answer of the neighbour. Errors: its refusal, or why it cannot be reached."""
         try:
             return await call
         except grpc.aio.AioRpcError as error:
@@ -119,7 +140,7 @@ class Link:
         return records_wire.signed_from_pb(answer.record)
 
     async def open(self, opening: Opening) -> tuple[Leg, tuple[str, ...]]:
-        """Open a tunnel at the parent."""
+        """Open a tunnel there."""
         call = self._tunnel(((relay_service.OPEN, records_wire.encode_opening(opening)),))
         try:
             async with asyncio.timeout(opening.deadline_ms / 1000):
@@ -127,7 +148,7 @@ class Link:
                 path = dict(metadata).get(relay_service.PATH)
                 if path is None:  # a refused call has no path; reading it raises the refusal
                     await self.ask(_end(call))
-                    guard("TDN-T-ENC-01").refuse(Reason.INVALID_REQUEST, f"{self.parent} opened no tunnel")
+                    guard("TDN-T-ENC-01").refuse(Reason.INVALID_REQUEST, f"{self.node} opened no tunnel")
         except TimeoutError:
             call.cancel()
             guard("TDN-T-DDL-02").refuse(
@@ -143,7 +164,7 @@ class Link:
         )
 
     async def join(self, join: Join) -> Leg | None:
-        """Take or refuse a tunnel that waits at the parent."""
+        """Take or refuse a tunnel that waits there."""
         call = self._tunnel(((relay_service.JOIN, records_wire.encode_join(join)),))
         if join.refusal:
             await self.ask(_end(call))
@@ -159,14 +180,72 @@ class Link:
 
     async def _stay_attached(self) -> None:
         policy = tenacity.AsyncRetrying(
-            wait=tenacity.wait_exponential_jitter(multiplier=0.2, max=2),
+            wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
             retry=tenacity.retry_if_exception_type(TdnError),
         )
-        async for attempt in policy:
-            with attempt:
-                await self._attach()
+        while True:  # pauses are short again after a link that stood
+            await policy(self._once)
 
-    async def _attach(self) -> None:
+    async def _once(self) -> None:
+        """Be linked until the link ends. Errors: why it never stood."""
+        stood = False
+
+        def up() -> None:
+            nonlocal stood
+            stood = True
+            self.linked.set()
+            self.on_state(True, None)
+
+        try:
+            await self._exchange_and_attach(up)
+        except TdnError as error:
+            self.on_state(False, error)
+            if not stood:
+                raise
+        finally:
+            self.linked.clear()
+
+    async def _exchange_and_attach(self, up: Callable[[], None]) -> None:
+        """Both sides know the adverts of the other before the first tunnel; what ends first ends both."""
+        if self.exchange is None:
+            await self._attach(up)
+            return
+        complete = asyncio.Event()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._advertise(self.exchange, complete.set))
+                async with asyncio.timeout(CALL_S):
+                    await complete.wait()
+                await self._attach(up)
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from None
+        except TimeoutError:
+            guard("TDN-T-DDL-02").refuse(Reason.DEADLINE, f"{self.node} tells no routes", Unavailable)
+
+    async def _advertise(self, exchange: Exchange, complete: Callable[[], object]) -> None:
+        call = routing_service_pb2_grpc.RoutingServiceStub(self.channel).Advertise()
+
+        async def send(change: Change) -> None:
+            message = route_wire.change_to_pb(change)
+            with contextlib.suppress(asyncio.InvalidStateError):  # it has ended: `told` says why
+                await call.write(routing_service_pb2.AdvertiseRequest(change=message))
+
+        async def told() -> AsyncIterator[Change]:
+            async for response in call:
+                yield route_wire.change_from_pb(response.change)
+            guard("TDN-T-ENC-03").refuse(Reason.UNREACHABLE, f"{self.node} ended the link", Unavailable)
+
+        try:
+            await exchange(self.node, told(), send, complete)
+        except grpc.aio.AioRpcError as error:
+            why = self._dialled.reason(error) or status.from_rpc_error(error)
+            if why.reason is not Reason.UNSUPPORTED:  # else: an older relay, which knows only names
+                raise why from error
+            complete()
+        finally:
+            call.cancel()
+
+    async def _attach(self, up: Callable[[], None]) -> None:
         stub = relay_service_pb2_grpc.RelayServiceStub(self.channel)
         call = stub.Attach(relay_service_pb2.AttachRequest())
         try:
@@ -174,15 +253,13 @@ class Link:
                 if response.HasField("opening"):
                     self._spawn(self.on_opening(records_wire.opening_from_pb(response.opening)))
                 else:
-                    self.linked.set()
-                    self.on_state(True, None)
-            guard("TDN-T-ENC-03").refuse(Reason.UNREACHABLE, f"{self.parent} ended the link", Unavailable)
+                    if response.HasField("record"):
+                        self.on_record(records_wire.signed_from_pb(response.record))
+                    up()
+            guard("TDN-T-ENC-03").refuse(Reason.UNREACHABLE, f"{self.node} ended the link", Unavailable)
         except grpc.aio.AioRpcError as error:
-            why = self._dialled.reason(error) or status.from_rpc_error(error)
-            self.on_state(False, why)
-            raise why from error
+            raise (self._dialled.reason(error) or status.from_rpc_error(error)) from error
         finally:
-            self.linked.clear()
             call.cancel()
 
     def _spawn(self, work: Awaitable[None]) -> None:
@@ -195,7 +272,7 @@ class Link:
 
 
 class _Receipted(ClientLeg):
-    """A tunnel call whose trailing metadata holds the receipt of the parent; counts, to compare."""
+    """A tunnel call whose trailing metadata holds the receipt of the neighbour; counts, to compare."""
 
     def __init__(
         self, call: grpc.aio.StreamStreamCall[bytes, bytes], link: Link, tunnel_id: bytes, *, opened: bool
@@ -208,14 +285,14 @@ class _Receipted(ClientLeg):
         self._whole = False
 
     async def read(self) -> bytes:
-        """The next message of the parent."""
+        """The next message of the neighbour."""
         message = await super().read()
         self._received += len(message)
         self._whole = not message
         return message
 
     async def write(self, message: bytes) -> None:
-        """A message to the parent. Counted before: what is cancelled may have left all the same."""
+        """A message to the neighbour. Counted before: what is cancelled may have left all the same."""
         self._sent += len(message)
         await super().write(message)
 
@@ -225,7 +302,7 @@ class _Receipted(ClientLeg):
             self.call.cancel()
             return
         received = self._received if self._whole else None
-        carried = Carried(self._link.me, self._tunnel_id, self._opened, self._sent, received)
+        carried = Carried(self._link.me, self._link.node, self._tunnel_id, self._opened, self._sent, received)
         for signed in relay_service.receipts(await self.call.trailing_metadata()):
             await self._link.on_receipt(signed, carried)
 

@@ -1,9 +1,9 @@
 """Tunnels of one node: as source, as destination, and at hubs and tops as relay in between.
 
-Every node runs the same code; what it does follows from names alone (`route.py`). Upwards a tunnel is
-opened by a call to the parent; downwards the node below is told over its `Attach` stream and dials
-out to join, so nothing below a hub needs a listener. A relay keeps no payload: when it dies, the ends
-notice and take another way.
+Every node runs the same code; where a tunnel goes next is decided in `route.py`. Over a link of ours a
+tunnel is opened by a call; a node that keeps a link to us is told over its `Attach` stream and dials out
+to join, so nothing below a hub needs a listener. A relay tries one way, the source one after the other.
+It keeps no payload: when it dies, the ends notice and take another way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from tdn_interop.identity import Identity, Signed
 from tdn_interop.transport import descriptors, records_wire, route
 from tdn_interop.transport.front import Front, socket_pair
 from tdn_interop.transport.records_wire import Join, Opening, Receipt
-from tdn_interop.transport.route import Way
+from tdn_interop.transport.route import Path, Table
 from tdn_interop.transport.trust import now_ms
 from tdn_interop.transport.tunnel import Counter, Leg, Passage, SocketLeg, splice
 
@@ -34,15 +34,25 @@ MAX_WAITING = 256
 HOP_LIMIT = 8
 
 
-class Upwards(Protocol):
-    """What a tunnel needs of the link to the parent."""
+class Neighbour(Protocol):
+    """What a tunnel needs of a link that this node keeps."""
 
-    async def open(self, opening: Opening) -> tuple[Leg, tuple[str, ...]]:
-        """Open a tunnel at the parent; the leg and the relays from the parent on."""
+    @property
+    def node(self) -> str:
+        """Who is at the other end."""
+        ...
+
+    @property
+    def is_linked(self) -> bool:
+        """True while the link stands."""
+        ...
+
+    async def open(self, opening: Opening) -> tuple[Leg, Path]:
+        """Open a tunnel there; the leg and the relays from there on."""
         ...
 
     async def join(self, join: Join) -> Leg | None:
-        """Take or refuse a tunnel that waits at the parent; None after a refusal."""
+        """Take or refuse a tunnel that waits there; None after a refusal."""
         ...
 
 
@@ -60,11 +70,11 @@ class Ledger(Protocol):
 
 @dataclass
 class _Waiting:
-    """A tunnel that waits for the node below to join."""
+    """A tunnel that waits for an attached node to join."""
 
     node: str
     destination: str
-    joined: asyncio.Future[tuple[Leg, tuple[str, ...]]]
+    joined: asyncio.Future[tuple[Leg, Path]]
     done: asyncio.Future[Signed | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -75,19 +85,21 @@ class _Onward:
     """An open way: the leg, the relays after this node, the adjacent node, and what gets the receipt at the end."""
 
     leg: Leg
-    path: tuple[str, ...]
+    path: Path
     next: str
     finish: Callable[[Signed | None], None]
 
 
 class Tunnels:
-    """All tunnels of one node. `up` is the link to the parent, None at a top."""
+    """All tunnels of one node. `links` are those that it keeps, by the node at the other end."""
 
-    def __init__(self, key: Identity, parent: str, up: Upwards | None, front: Front, ledger: Ledger) -> None:
+    def __init__(
+        self, key: Identity, table: Table, links: Mapping[str, Neighbour], front: Front, ledger: Ledger
+    ) -> None:
         self.me = key.node
         self._key = key
-        self._parent = parent
-        self._up = up
+        self._table = table
+        self._links = links
         self._front = front
         self._ledger = ledger
         self._places = min(MAX_TUNNELS, descriptors.room(0.5, DESCRIPTORS))
@@ -101,7 +113,7 @@ class Tunnels:
 
     @property
     def attached(self) -> list[str]:
-        """Nodes below that can be reached now."""
+        """Nodes that keep a link to us and can be reached now."""
         return sorted(self._below)
 
     @property
@@ -109,12 +121,35 @@ class Tunnels:
         """Tunnels of others that end here or pass here now, those that are being opened included."""
         return len(self._open)
 
-    async def dial(self, destination: str, timeout_s: float) -> tuple[socket.socket, tuple[str, ...]]:
-        """A socket to `destination` and the relays it passes. Errors: NO_ROUTE, DEADLINE, UNREACHABLE."""
-        opening = Opening(os.urandom(16), self.me, destination, HOP_LIMIT, int(timeout_s * 1000), ())
+    def is_linked(self, node: str) -> bool:
+        """True while an adjacent node can be reached, whoever of us keeps the link."""
+        link = self._links.get(node)
+        return (link is not None and link.is_linked) or node in self._below
+
+    async def dial(self, destination: str, timeout_s: float) -> tuple[socket.socket, Path]:
+        """A socket to `destination` and the relays it passes; ways are tried one after the other.
+
+        Errors: NO_ROUTE, DEADLINE, UNREACHABLE.
+        """
+        ends = asyncio.get_running_loop().time() + timeout_s
+        opening = self._opening(destination, timeout_s)
+        ways = route.choose(opening, self._table, self.is_linked)
+        while True:
+            way = ways.pop(0)
+            left_s = ends - asyncio.get_running_loop().time()
+            try:
+                return await self._dial(self._opening(destination, left_s / (1 + len(ways))), way)
+            except TdnError:
+                if not ways:
+                    raise
+
+    def _opening(self, destination: str, timeout_s: float) -> Opening:
+        return Opening(os.urandom(16), self.me, destination, HOP_LIMIT, max(0, int(timeout_s * 1000)), ())
+
+    async def _dial(self, opening: Opening, way: Path) -> tuple[socket.socket, Path]:
         near, far = socket_pair()
         try:
-            onward = await self._onward(opening)
+            onward = await self._over(opening, way[0])
         except BaseException:
             near.close()
             far.close()
@@ -125,7 +160,7 @@ class Tunnels:
 
     @contextlib.contextmanager
     def attach(self, node: str) -> Iterator[asyncio.Queue[Opening | None]]:
-        """Openings for the adjacent node below, within the block; None when a newer stream of that node is here."""
+        """Openings for a node that keeps a link to us, within the block; None when a newer stream of it is here."""
         queue: asyncio.Queue[Opening | None] = asyncio.Queue()
         older, self._below[node] = self._below.get(node), queue
         if older:
@@ -137,10 +172,10 @@ class Tunnels:
                 del self._below[node]
 
     async def relay(
-        self, opening: Opening, previous: str, leg: Leg, ready: Callable[[tuple[str, ...]], Awaitable[None]]
+        self, opening: Opening, previous: str, leg: Leg, ready: Callable[[Path], Awaitable[None]]
     ) -> Signed | None:
         """Serve an opening of an adjacent node: open the way onward, say `ready`, carry, sign a receipt."""
-        route.admit(opening, previous, self.me, self._parent)
+        route.admit(opening, previous, self._table)
         async with self._place(opening, previous):
             onward = await self._onward(opening)
             here = onward.next == self.me
@@ -152,7 +187,7 @@ class Tunnels:
             return await self._carry(opening, leg, onward, previous)
 
     async def joined(self, join: Join, node: str, leg: Leg) -> Signed | None:
-        """Serve a join of an adjacent node below; our receipt when the tunnel has ended."""
+        """Serve a join of a node that keeps a link to us; our receipt when the tunnel has ended."""
         waiting = self._waiting.get(join.tunnel_id)
         expected = waiting is not None and waiting.node == node and not waiting.joined.done()
         guard("TDN-T-RTE-05").check(expected, Reason.NO_ROUTE, f"no tunnel waits for {node}", Refused)
@@ -163,26 +198,25 @@ class Tunnels:
         waiting.joined.set_result((leg, join.path))
         return await waiting.done
 
-    async def from_above(self, opening: Opening) -> None:
-        """Take a tunnel that waits at the parent: open the way down first, then join."""
-        assert self._up is not None  # noqa: S101  only a parent calls this
+    async def arrived(self, link: Neighbour, opening: Opening) -> None:
+        """Take a tunnel that waits at the other end of our link: open the way onward first, then join."""
         async with contextlib.AsyncExitStack() as place:
             try:
-                route.admit(opening, self._parent, self.me, self._parent)
-                await place.enter_async_context(self._place(opening, self._parent))
+                route.admit(opening, link.node, self._table)
+                await place.enter_async_context(self._place(opening, link.node))
                 onward = await self._onward(opening)
             except TdnError as error:
-                with contextlib.suppress(TdnError):  # a parent that is gone needs no answer
-                    await self._up.join(Join(opening.tunnel_id, (), error.reason.name))
+                with contextlib.suppress(TdnError):  # a neighbour that is gone needs no answer
+                    await link.join(Join(opening.tunnel_id, (), error.reason.name))
                 return
             path = () if onward.next == self.me else (self.me, *onward.path)
             try:
-                leg = await self._up.join(Join(opening.tunnel_id, path, ""))
+                leg = await link.join(Join(opening.tunnel_id, path, ""))
             except TdnError:
                 await _abandon(onward)
                 return
             if leg:
-                await self._carry(opening, leg, onward, self._parent)
+                await self._carry(opening, leg, onward, link.node)
 
     def spawn(self, work: Coroutine[Any, Any, object], *legs: Leg) -> None:
         """Run in the background until done or until `close`; the legs are freed even if it never ran."""
@@ -202,8 +236,8 @@ class Tunnels:
     async def _place(self, opening: Opening, previous: str) -> AsyncIterator[None]:
         """The place of a tunnel of others, from its opening on. Errors: RESOURCE_EXHAUSTED, ALREADY_EXISTS."""
         self.takes()
-        # A node below answers for all that it sends; from above, the source does.
-        account = opening.source if previous == self._parent else previous
+        # A neighbour answers for all that it sends; from above, the source does.
+        account = opening.source if previous == self._table.parent else previous
         tunnel_id, held = opening.tunnel_id, list(self._open.values()).count(account)
         guard("TDN-T-LIM-03").check(
             self.count < self._places and held < (self._places + 1) // 2, Reason.RESOURCE_EXHAUSTED,
@@ -226,17 +260,20 @@ class Tunnels:
     async def _onward(self, opening: Opening) -> _Onward:
         for end in (opening.source, opening.destination):
             self.admit(end)
-        step = route.next_step(self.me, self._parent, opening.destination)
-        if step.way is Way.HERE:
+        if opening.destination == self.me:
             near, far = socket_pair()
             self._front.take(far, f"tunnel from {opening.source}")
             return _Onward(SocketLeg(near), (), self.me, _nothing)
-        handed_on = opening if opening.source == self.me else route.passed(opening, self.me)
-        if step.way is Way.UP:
-            assert self._up is not None  # noqa: S101  next_step gives UP only below a parent
-            leg, path = await self._up.open(handed_on)
-            return _Onward(leg, path, step.node, _nothing)
-        return await self._down(handed_on, step.node)
+        [way, *_] = route.choose(opening, self._table, self.is_linked)
+        return await self._over(route.passed(opening, self.me), way[0])
+
+    async def _over(self, opening: Opening, node: str) -> _Onward:
+        """Hand an opening to an adjacent node."""
+        link = self._links.get(node)
+        if link is None or (node in self._below and not link.is_linked):
+            return await self._down(opening, node)
+        leg, path = await link.open(opening)
+        return _Onward(leg, path, node, _nothing)
 
     async def _down(self, opening: Opening, node: str) -> _Onward:
         queue = self._below.get(node)

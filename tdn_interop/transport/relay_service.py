@@ -5,7 +5,7 @@ Tunnel messages pass with identity serializers: a relay never parses them.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -31,12 +31,18 @@ def same(data: bytes) -> bytes:
 
 
 class RelayServicer:
-    """Tunnel and Attach for adjacent nodes; who they are comes from the certificate of the link."""
+    """Tunnel and Attach for adjacent nodes; who they are comes from the certificate of the link.
 
-    def __init__(self, tunnels: Tunnels, front: Front, is_member: Any) -> None:
+    `record` is our own NodeRecord, for receipts.
+    """
+
+    def __init__(
+        self, tunnels: Tunnels, front: Front, is_neighbour: Callable[[str], bool], record: Signed
+    ) -> None:
         self._tunnels = tunnels
         self._front = front
-        self._is_member = is_member
+        self._is_neighbour = is_neighbour
+        self._record = record
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What to add to the server."""
@@ -54,12 +60,12 @@ class RelayServicer:
         metadata: dict[str, Any] = dict(context.invocation_metadata() or ())
         leg = ServerLeg(context)
         if JOIN in metadata:
-            self._member(peer)
+            self._neighbour(peer)
             _give(context, await self._tunnels.joined(records_wire.decode_join(metadata[JOIN]), peer, leg))
             return
         guard("TDN-T-ENC-01").check(OPEN in metadata, Reason.INVALID_REQUEST, f"the call has no {OPEN}")
         opening = records_wire.decode_opening(metadata[OPEN])
-        self._member(peer)
+        self._neighbour(peer)
 
         async def ready(path: tuple[str, ...]) -> None:
             await context.send_initial_metadata(((PATH, ",".join(path)),))
@@ -70,14 +76,15 @@ class RelayServicer:
         self, _request: relay_service_pb2.AttachRequest, context: Context
     ) -> AsyncIterator[relay_service_pb2.AttachResponse]:
         node = self._front.peer(context.peer()).node
-        self._member(node)
+        self._neighbour(node)
         with self._tunnels.attach(node) as openings:
-            yield relay_service_pb2.AttachResponse()
+            yield relay_service_pb2.AttachResponse(record=records_wire.signed_to_pb(self._record))
             while opening := await openings.get():
                 yield relay_service_pb2.AttachResponse(opening=records_wire.opening_to_pb(opening))
 
-    def _member(self, node: str) -> None:
-        guard("TDN-T-RTE-05").check(self._is_member(node), Reason.POLICY_DENIED, f"{node} is no member here")
+    def _neighbour(self, node: str) -> None:
+        words = f"{node} is no member here"
+        guard("TDN-T-RTE-05").check(self._is_neighbour(node), Reason.POLICY_DENIED, words)
 
 
 def _give(context: Context, receipt: Signed | None) -> None:

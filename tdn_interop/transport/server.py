@@ -13,6 +13,16 @@ from tdn_interop.transport.front import ContextFactory, Front, Refusal
 
 # Open streams (Attach, Exchange) never end by themselves; their other ends come back to the next process.
 DRAIN_S = 0.3
+# A node that keeps a link pings (link.KEEPALIVE). One that has vanished is noticed after 4 s; as long as it pings,
+# the server need not (gRPC, doc/keepalive.md).
+KEEPALIVE = [
+    ("grpc.keepalive_time_ms", 1500),
+    ("grpc.keepalive_timeout_ms", 2500),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 500),
+    ("grpc.http2.max_ping_strikes", 0),
+]
 
 
 class Server:
@@ -23,7 +33,7 @@ class Server:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (), *, life_s: float | None = None,
     ) -> None:  # fmt: skip
         self._socket = folder / f"{name}.sock"
-        self.grpc = grpc.aio.server(options=OPTIONS, interceptors=list(interceptors))
+        self.grpc = grpc.aio.server(options=[*OPTIONS, *KEEPALIVE], interceptors=list(interceptors))
         self.front = Front(context, self._socket, folder, on_refusal, life_s)
 
     async def start(self, address: str | None) -> int | None:

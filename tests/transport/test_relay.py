@@ -14,6 +14,7 @@ from tdn_interop.identity import Identity
 from tdn_interop.transport import descriptors, records_wire
 from tdn_interop.transport.records_wire import Join, Opening
 from tdn_interop.transport.relay import MAX_WAITING, Tunnels
+from tdn_interop.transport.route import Table
 from tdn_interop.transport.tunnel import Counter, splice
 from tests.interop.forge import until
 
@@ -49,6 +50,8 @@ class Pipe:
 class Parent:
     """The link to the parent."""
 
+    node, is_linked = TOP, True
+
     def __init__(self):
         self.opened, self.joined = [], []
         self.leg = Pipe(100)
@@ -81,8 +84,9 @@ class Ledger:
 @pytest.fixture
 async def hub():
     ledger = Ledger()
-    made = Tunnels(KEY, TOP, Parent(), None, ledger)
-    made.kept = ledger.receipts
+    up = Parent()
+    made = Tunnels(KEY, Table(HUB, TOP), {TOP: up}, None, ledger)
+    made.kept, made.up = ledger.receipts, up
     yield made
     await made.close()
 
@@ -118,10 +122,10 @@ async def test_a_tunnel_upwards_and_its_receipt(hub):
     running = asyncio.create_task(hub.relay(opening(), CHILD, caller, note))
     for message in (b"one", b"three", b""):
         caller.incoming.put_nowait(message)
-    hub._up.leg.incoming.put_nowait(b"back")
+    hub.up.leg.incoming.put_nowait(b"back")
     signed = await running
     assert paths == [(HUB, TOP, "g.cn")]
-    assert [hub._up.leg.outgoing.get_nowait() for _ in range(2)] == [b"one", b"three"]
+    assert [hub.up.leg.outgoing.get_nowait() for _ in range(2)] == [b"one", b"three"]
     assert caller.outgoing.get_nowait() == b"back"
     assert identity.verify(identity.RECEIPT, signed, KEY.public_key)
     receipt = records_wire.decode_receipt(signed.statement)
@@ -130,8 +134,8 @@ async def test_a_tunnel_upwards_and_its_receipt(hub):
     assert (receipt.previous, receipt.next) == (CHILD, TOP)
     assert receipt.started_at_ms <= receipt.ended_at_ms
     assert hub.kept == [signed]
-    assert (hub.count, caller.dropped, hub._up.leg.dropped) == (0, True, True)
-    [passed] = hub._up.opened
+    assert (hub.count, caller.dropped, hub.up.leg.dropped) == (0, True, True)
+    [passed] = hub.up.opened
     assert (passed.hop_limit, passed.visited) == (7, (HUB,))
     assert passed.deadline_ms < 5000
 
@@ -140,18 +144,18 @@ async def test_a_caller_that_vanishes_does_not_take_the_receipt_along(hub):
     caller = Pipe(100)
     running = start(hub, opening(), caller)
     caller.incoming.put_nowait(b"12345")
-    await until(lambda: not hub._up.leg.outgoing.empty())
+    await until(lambda: not hub.up.leg.outgoing.empty())
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     [signed] = hub.kept
     assert records_wire.decode_receipt(signed.statement).forward_bytes == 5
-    assert (hub.count, hub._up.leg.dropped) == (0, True)
+    assert (hub.count, hub.up.leg.dropped) == (0, True)
 
 
 async def test_closing_ends_tunnels_and_gives_receipts(hub):
     running = start(hub, opening())
-    await until(lambda: hub._up.opened)
+    await until(lambda: hub.up.opened)
     await hub.close()
     assert running.done()
     assert len(hub.kept) == 1
@@ -162,24 +166,24 @@ async def test_an_end_gives_no_receipt(hub):
     stream, path = await hub.dial(FAR, 5)
     assert path == (TOP, "g.cn")
     stream.close()
-    await until(lambda: hub._up.leg.dropped)
+    await until(lambda: hub.up.leg.dropped)
     assert hub.kept == []
 
 
 async def test_a_reader_that_does_not_read_stops_the_relay(hub):
     """At most one message is inside the relay, however much the caller sends."""
     caller = Pipe()
-    hub._up.leg = Pipe(room=3)
+    hub.up.leg = Pipe(room=3)
     running = start(hub, opening(), caller)
     for number in range(100):
         caller.incoming.put_nowait(b"%03d" % number)
-    await until(hub._up.leg.outgoing.full)
+    await until(hub.up.leg.outgoing.full)
     for _ in range(20):
         await asyncio.sleep(0)
     assert caller.incoming.qsize() == 100 - 3 - 1
     got = []
     while len(got) < 100:
-        got.append(await hub._up.leg.outgoing.get())
+        got.append(await hub.up.leg.outgoing.get())
     assert got == [b"%03d" % number for number in range(100)]
     running.cancel()
 
@@ -205,17 +209,17 @@ async def test_a_full_relay_refuses_and_recovers(hub):
     hub._places = 40
     running = [start(hub, opening(n), previous=CHILD) for n in range(20)]
     running += [start(hub, opening(20 + n, source=SIBLING), previous=SIBLING) for n in range(20)]
-    await until(lambda: len(hub._up.opened) == 40)
+    await until(lambda: len(hub.up.opened) == 40)
     late = await asyncio.gather(
         *(start(hub, opening(9999 + n, source="c.h.cn"), previous="c.h.cn") for n in range(76)),
         return_exceptions=True,
     )
     assert {(e.reason, e.requirement) for e in late} == {FULL}
-    assert len(hub._up.opened) == 40
+    assert len(hub.up.opened) == 40
     running[0].cancel()
     await asyncio.wait(running[:1])
     one_more = start(hub, opening(5000))
-    await until(lambda: len(hub._up.opened) == 41)
+    await until(lambda: len(hub.up.opened) == 41)
     for task in (*running, one_more):
         task.cancel()
     await asyncio.wait([*running, one_more])
@@ -232,17 +236,17 @@ async def test_nobody_holds_more_than_half_of_the_places(hub):
     assert (error.reason, error.requirement) == FULL
     with hub.attach(SIBLING) as told:
         for number in range(10, 14):
-            hub.spawn(hub.from_above(opening(number, SIBLING, FAR, ("g.cn", TOP))))
+            hub.spawn(hub.arrived(hub.up, opening(number, SIBLING, FAR, ("g.cn", TOP))))
         await until(lambda: told.qsize() == 4)
-        await hub.from_above(opening(14, SIBLING, FAR, ("g.cn", TOP)))
-        assert hub._up.joined == [Join((14).to_bytes(16), (), "RESOURCE_EXHAUSTED")]
+        await hub.arrived(hub.up, opening(14, SIBLING, FAR, ("g.cn", TOP)))
+        assert hub.up.joined == [Join((14).to_bytes(16), (), "RESOURCE_EXHAUSTED")]
         assert hub.count == 8
 
 
 def test_places_follow_the_limit_of_open_files(monkeypatch):
     for soft, places in ((1024, 128), (1 << 20, 1024), (4, 1), (-1, 1024)):
         monkeypatch.setattr(descriptors.resource, "getrlimit", lambda _, soft=soft: (soft, -1))
-        assert Tunnels(KEY, TOP, None, None, None)._places == places
+        assert Tunnels(KEY, Table(HUB, TOP), {}, None, None)._places == places
 
 
 async def test_tunnels_that_are_still_opening_count(hub):
@@ -265,7 +269,7 @@ async def test_a_tunnel_id_serves_once(hub):
     """A second tunnel of the same id would take the place of the first one in the evidence."""
     caller = Pipe(100)
     running = start(hub, opening(1), caller)
-    await until(lambda: hub._up.opened)
+    await until(lambda: hub.up.opened)
     again = (Reason.ALREADY_EXISTS, "TDN-T-RTE-08")
     error = await refusal(start(hub, opening(1, source=SIBLING), previous=SIBLING))
     assert (error.reason, error.requirement) == again
@@ -291,8 +295,8 @@ async def test_a_node_that_reads_none_of_its_openings(hub):
 
 async def test_a_full_node_refuses_tunnels_from_above(hub):
     hub._places = 0
-    await hub.from_above(opening(1, SIBLING, FAR, ("g.cn", TOP)))
-    assert hub._up.joined == [Join((1).to_bytes(16), (), "RESOURCE_EXHAUSTED")]
+    await hub.arrived(hub.up, opening(1, SIBLING, FAR, ("g.cn", TOP)))
+    assert hub.up.joined == [Join((1).to_bytes(16), (), "RESOURCE_EXHAUSTED")]
 
 
 async def no_descriptors(work, monkeypatch):
@@ -308,20 +312,20 @@ async def no_descriptors(work, monkeypatch):
 
 async def test_a_node_without_descriptors_says_so_at_once(hub, monkeypatch):
     """Above nobody has to wait for the deadline."""
-    await no_descriptors(hub.from_above(opening(1, HUB, FAR, ("g.cn", TOP))), monkeypatch)
-    assert hub._up.joined == [Join((1).to_bytes(16), (), "RESOURCE_EXHAUSTED")]
+    await no_descriptors(hub.arrived(hub.up, opening(1, HUB, FAR, ("g.cn", TOP))), monkeypatch)
+    assert hub.up.joined == [Join((1).to_bytes(16), (), "RESOURCE_EXHAUSTED")]
     error = await no_descriptors(refusal(hub.relay(opening(2, HUB), CHILD, Pipe(), ready)), monkeypatch)
     assert (error.reason, error.requirement) == FULL
     error = await no_descriptors(refusal(hub.dial(FAR, 5)), monkeypatch)
     assert (error.reason, error.requirement) == FULL
-    assert (hub._up.opened, hub.count) == ([], 0)
+    assert (hub.up.opened, hub.count) == ([], 0)
 
 
 # -- refusals
 
 
 async def test_unknown_away_and_foreign_destinations_look_the_same(hub):
-    hub._up.refusal = None
+    hub.up.refusal = None
     seen = {}
     with hub.attach(SIBLING) as told:
         running = start(hub, opening(1, f"ghost.{SIBLING}"))
@@ -330,7 +334,7 @@ async def test_unknown_away_and_foreign_destinations_look_the_same(hub):
         seen[f"ghost.{SIBLING}"] = await refusal(running)
     for destination in (SIBLING, "ghost.h.cn"):
         seen[destination] = await refusal(start(hub, opening(2, destination)))
-    top = Tunnels(Identity(TOP, Ed25519PrivateKey.generate()), "", None, None, Ledger())
+    top = Tunnels(Identity(TOP, Ed25519PrivateKey.generate()), Table(TOP, ""), {}, None, Ledger())
     seen["x.us"] = await refusal(top.relay(opening(3, "x.us", HUB), HUB, Pipe(), ready))
     shapes = {
         (type(e), e.reason, e.requirement, e.message.replace(name, "NAME"), tuple(e.metadata))
@@ -404,7 +408,7 @@ async def test_a_caller_that_is_gone_when_the_way_is_open(hub):
 
     with pytest.raises(ConnectionResetError):
         await hub.relay(opening(), CHILD, Pipe(), gone)
-    assert (hub._up.leg.closed, hub._up.leg.dropped, hub.count) == (True, True, 0)
+    assert (hub.up.leg.closed, hub.up.leg.dropped, hub.count) == (True, True, 0)
 
 
 # -- attaching
@@ -442,6 +446,6 @@ async def test_the_end_of_an_older_stream_does_not_detach_the_newer_one(hub):
     ],
 )
 async def test_a_tunnel_from_above_that_is_not_taken(hub, what, reason):
-    await hub.from_above(what)
-    assert hub._up.joined == [Join(what.tunnel_id, (), reason)]
+    await hub.arrived(hub.up, what)
+    assert hub.up.joined == [Join(what.tunnel_id, (), reason)]
     assert hub.count == 0

@@ -1,4 +1,4 @@
-"""The way through the hierarchy follows from names: properties over whole trees, and every refusal."""
+"""Without adverts the way follows from names: properties over whole trees, and every refusal of an opening."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from tdn_interop import ids
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport import route
 from tdn_interop.transport.records_wire import MAX_HOPS, Opening
-from tdn_interop.transport.route import HOP_COST_MS, MAX_DEADLINE_MS, Way
+from tdn_interop.transport.route import HOP_COST_MS, MAX_DEADLINE_MS, Table
 
 labels = st.lists(st.sampled_from(["a", "b", "ab", "x-1"]), max_size=4)
 nodes = labels.map(lambda found: ".".join([*found, "cn"]))
@@ -18,14 +18,12 @@ nodes = labels.map(lambda found: ".".join([*found, "cn"]))
 
 def walk(source, destination):
     """What relays do, one after another: the nodes a tunnel visits after its source."""
-    visited, here = [], source
-    while True:
-        step = route.next_step(here, ids.parent(here), destination)
-        if step.way is Way.HERE:
-            return visited
-        here = step.node
-        visited.append(here)
-        assert len(visited) <= 16
+    visited, opening, here = [], Opening(bytes(16), source, destination, 16, 9000, ()), source
+    while here != destination:
+        [way] = route.choose(opening, Table(here, ids.parent(here)), lambda _node: True)
+        visited.append(way[0])
+        here, opening = way[0], route.passed(opening, here) if here != source else opening
+    return visited
 
 
 @given(nodes, nodes)
@@ -51,11 +49,11 @@ def test_a_way_passes_nobody_twice_and_is_never_longer_than_the_names_say(source
 
 @given(nodes, nodes)
 def test_each_step_leads_to_an_adjacent_node(me, destination):
-    assume(me != "cn" or destination != "cn")
-    step = route.next_step(me, ids.parent(me), destination)
-    adjacent = {Way.HERE: me, Way.UP: ids.parent(me)}
-    assert step.node == adjacent.get(step.way, step.node)
-    assert step.way is not Way.DOWN or ids.parent(step.node) == me
+    assume(me != destination)
+    table = Table(me, ids.parent(me))
+    ways = table.ways(destination)
+    assert all(table.adjacent(way[0]) for way in ways)
+    assert ways or me == "cn"
 
 
 @given(nodes, nodes.map(lambda node: node.removesuffix("cn") + "us"))
@@ -71,12 +69,13 @@ def test_there_is_no_way_out_of_the_hierarchy(source, foreign):
 # -- openings. I am the hub `h.cn`; `a.h.cn` is below, `cn` above.
 
 ME, PARENT, CHILD = "h.cn", "cn", "a.h.cn"
+TABLE = Table(ME, PARENT)
 FROM_BELOW = Opening(bytes(16), CHILD, "x.g.cn", 8, 10_000, ())
 FROM_ABOVE = Opening(bytes(16), "x.g.cn", CHILD, 6, 9_980, ("g.cn", PARENT))
 
 
 def admit(opening, previous, **changes):
-    route.admit(dataclasses.replace(opening, **changes), previous, ME, PARENT)
+    route.admit(dataclasses.replace(opening, **changes), previous, TABLE)
 
 
 def test_honest_openings():
@@ -110,7 +109,6 @@ REFUSED = {
     "a circle through me": (FROM_ABOVE, PARENT, {"visited": ("g.cn", ME, PARENT)}, LOOP),
     "a circle among others": (FROM_ABOVE, PARENT, {"visited": (PARENT, "g.cn", PARENT)}, LOOP),
     "no hop left": (FROM_BELOW, CHILD, {"hop_limit": 0}, LOOP),
-    "down what has to go up": (FROM_ABOVE, PARENT, {"destination": "x.g.cn"}, LOOP),
     "no time left": (FROM_BELOW, CHILD, {"deadline_ms": HOP_COST_MS}, (Reason.DEADLINE, "TDN-T-DDL-01")),
     "an absurd time": (
         FROM_BELOW, CHILD, {"deadline_ms": MAX_DEADLINE_MS + 1}, (Reason.INVALID_REQUEST, "TDN-T-DDL-03"),
@@ -126,13 +124,19 @@ def test_an_opening_that_cannot_be_right(which):
     assert (caught.value.reason, caught.value.requirement) == expected
 
 
+def test_what_has_to_go_up_is_not_sent_down():
+    with pytest.raises(TdnError) as caught:
+        route.choose(dataclasses.replace(FROM_ABOVE, destination="y.g.cn"), TABLE, lambda _node: True)
+    assert (caught.value.reason, caught.value.requirement) == LOOP
+
+
 @given(st.integers(1, MAX_HOPS), st.integers(1, MAX_DEADLINE_MS))
 def test_deadline_and_hop_limit_shrink_at_every_hop_until_somebody_refuses(hop_limit, deadline_ms):
     me = "n." * (MAX_HOPS + 1) + "cn"  # a deep tree, climbed from its lowest leaf
     opening = Opening(bytes(16), me, "us", hop_limit, deadline_ms, ())
     while opening.hop_limit and opening.deadline_ms > HOP_COST_MS:
         previous, me = me, ids.parent(me)
-        route.admit(opening, previous, me, ids.parent(me))
+        route.admit(opening, previous, Table(me, ids.parent(me)))
         after = route.passed(opening, me)
         assert after == dataclasses.replace(
             opening, hop_limit=opening.hop_limit - 1, deadline_ms=opening.deadline_ms - HOP_COST_MS,
@@ -141,5 +145,5 @@ def test_deadline_and_hop_limit_shrink_at_every_hop_until_somebody_refuses(hop_l
         opening = after
     previous, me = me, ids.parent(me)
     with pytest.raises(TdnError) as caught:
-        route.admit(opening, previous, me, ids.parent(me))
+        route.admit(opening, previous, Table(me, ids.parent(me)))
     assert caught.value.reason is (Reason.DEADLINE if opening.hop_limit else Reason.ROUTE_LOOP)
