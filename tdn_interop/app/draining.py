@@ -46,6 +46,7 @@ class Draining:
         self._until: float | None = None
         self._work: asyncio.Task[None] | None = None
         self._now = Remaining(0, 0, 0, 0)
+        self._looks = 0
         self._news = asyncio.Condition()
 
     @property
@@ -73,10 +74,15 @@ class Draining:
         if self._work is None:
             self.on_change(True)
             self._work = asyncio.create_task(self._drain())
+        seen = self._looks
         while self.on:
             async with self._news:
-                await self._news.wait()
+                while self._looks == seen:
+                    await self._news.wait()
+            seen = self._looks
             yield self._now
+            if self._now.stops:
+                return
 
     async def undrain(self) -> None:
         """Take new things again. Nothing happens when the node does not drain."""
@@ -119,6 +125,7 @@ class Draining:
 
     async def _tell(self, now: Remaining) -> None:
         self._now = now
+        self._looks += 1
         async with self._news:
             self._news.notify_all()
 

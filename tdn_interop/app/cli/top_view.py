@@ -19,24 +19,12 @@ _SECTIONS = {
     "links": ("neighbour", "direction", "stands", "since_s"),
     "transfers": ("id", "direction", "peer", "topic", "state", "moved", "rate"),
     "jobs": ("job_id", "coordinator", "state", "party_state", "progress"),
-    "tunnels": ("source", "destination", "forward_bytes", "forward_rate", "backward_bytes", "backward_rate", "age_s"),
+    "tunnels": ("source", "destination", "forward_bytes", "forward_rate", "backward_bytes", "backward_rate"),
     "sessions": ("peer", "state", "topics", "queued_bytes", "credit_bytes"),
     "mailboxes": ("to", "letters", "bytes", "age_s"),
     "refusals": ("reason", "count"),
 }  # fmt: skip
-_NODES = (
-    "node_id",
-    "role",
-    "runs",
-    "links",
-    "tunnels",
-    "rate",
-    "sessions",
-    "transfers",
-    "jobs",
-    "refusals",
-    "ends_s",
-)
+_NODES = ("node_id", "role", "runs", "links", "tunnels", "rate", "sessions", "transfers", "jobs", "refusals", "ends_s")  # fmt: skip
 _BAD: Mapping[str, Callable[[Document], bool]] = {
     "links": lambda row: not row["linked"],
     "sessions": lambda row: row["state"] == "detached",
@@ -50,14 +38,20 @@ def view(
 ) -> RenderableType:
     """Everything of `now`; `before` holds the snapshots of the last look, `limit` is the most rows of a section."""
     rows = {name: list(_rows(name, now, before)) for name in _SECTIONS}
-    many = len(now) > 1
-    parts: list[RenderableType] = [] if many else [_head(output, now[0])]
-    if many:
-        parts += _section(output, "nodes", [_node(one, before) for one in now], _NODES, None)
-    for name, columns in _SECTIONS.items():
-        if rows[name]:
-            parts += _section(output, name, rows[name], ("node_id", *columns) if many else columns, limit)
-    return Group(*parts)
+    blocks: list[list[RenderableType]] = [[_head(output, now[0])]]
+    leading: tuple[str, ...] = ()
+    if len(now) > 1:
+        leading = ("node_id",)
+        rows["links"] = [
+            row for row in rows["links"] if not row["stands"]
+        ]  # the others are in the row of the node
+        blocks = [_section(output, "nodes", [_node(one, before) for one in now], _NODES, None)]
+    blocks += [
+        _section(output, name, rows[name], leading + columns, limit)
+        for name, columns in _SECTIONS.items()
+        if rows[name]
+    ]
+    return Group(*[part for block in blocks for part in (Text(""), *block)][1:])
 
 
 def _head(output: Output, one: Document) -> Text:
@@ -75,12 +69,11 @@ def _head(output: Output, one: Document) -> Text:
 
 def _section(
     output: Output, name: str, rows: list[Document], columns: tuple[str, ...], limit: int | None
-) -> Iterator[RenderableType]:
-    yield Text("")
-    yield Text(f"{output.words.say(f'top_{name}')} ({len(rows)})", style="bold cyan")
-    yield output.grid(rows[:limit], columns, _BAD.get(name))
-    if limit is not None and len(rows) > limit:
-        yield Text(output.words.say("top_more", count=str(len(rows) - limit)), style="dim")
+) -> list[RenderableType]:
+    title = Text(f"{output.words.say(f'top_{name}')} ({len(rows)})", style="bold cyan")
+    more = len(rows) - limit if limit is not None else 0
+    rest = [Text(output.words.say("top_more", count=str(more)), style="dim")] if more > 0 else []
+    return [title, output.grid(rows[:limit], columns, _BAD.get(name)), *rest]
 
 
 def _node(one: Document, before: Mapping[str, Document]) -> Document:
@@ -116,7 +109,7 @@ def _moved(one: Document, before: Mapping[str, Document]) -> list[dict[str, Any]
             f"{way}_rate": (row[f"{way}_bytes"] - was[f"{way}_bytes"]) * 1000 / max(since_ms, 1)
             for way in ("forward", "backward")
         }
-        found.append({**row, **rates, "age_s": _age_s(one, row["started_at_ms"])})
+        found.append({**row, **rates})
     return sorted(found, key=lambda row: -row["forward_rate"] - row["backward_rate"])
 
 
