@@ -56,6 +56,7 @@ class Adjacency:
         self._record_of = record_of
         self._records: dict[str, NodeRecord] = {}
         self.routing: Routing
+        self.on_parent: Callable[[], object] = bool  # the link to the parent stands, again
 
     def serve(self, tunnels: Tunnels, on_receipt: OnReceipt) -> None:
         """Who takes what comes over the links."""
@@ -128,8 +129,10 @@ class Adjacency:
 
     def _state(self, link: Link, up: bool, why: TdnError | None) -> None:
         if up:
-            _log.info("linked", node=link.node)
+            _log.info("linked", neighbour=link.node)
         elif why:
-            _log.warning("link lost", node=link.node, reason=why.reason.name, message=why.message)
+            _log.warning("link lost", neighbour=link.node, reason=why.reason.name, message=why.message)
         if link is self.parent:
             self.neighbours.parent_linked(up)
+            if up:
+                self.on_parent()

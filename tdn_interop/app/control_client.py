@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
-from tdn_interop._pb.tdn.app.v1 import drain_pb2, snapshot_pb2
+from tdn_interop._pb.tdn.app.v1 import drain_pb2, mailbox_service_pb2, snapshot_pb2
 from tdn_interop._pb.tdn.app.v1.control_service_pb2_grpc import NodeControlServiceStub
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.app.registry_client import RegistryClient
@@ -121,17 +121,34 @@ class NodeClient:
         answer = await self._ask(self._stub.GetBundle, pb.GetBundleRequest(job_id=job))
         return answer.bundle, answer.top_identity_key
 
-    async def send_file(self, node: str, topic: str, path: str) -> AsyncIterator[Document]:
+    async def send_file(
+        self, node: str, topic: str, path: str, transfer_id: str = ""
+    ) -> AsyncIterator[Document]:
         """SendFile: progress; `path` is absolute."""
-        request = pb.SendFileRequest(node_id=node, topic=topic, path=path)
+        request = pb.SendFileRequest(node_id=node, topic=topic, path=path, transfer_id=transfer_id)
         async for answer in self._follow(self._stub.SendFile, request):
             yield document(answer)
 
-    async def receive_file(self, topic: str, out: str, timeout_s: float) -> AsyncIterator[Document]:
+    async def receive_file(
+        self, topic: str, out: str, timeout_s: float, receive_id: str = ""
+    ) -> AsyncIterator[Document]:
         """ReceiveFile: progress; `out` is absolute."""
-        request = pb.ReceiveFileRequest(topic=topic, out=out, timeout_s=timeout_s)
+        request = pb.ReceiveFileRequest(topic=topic, out=out, timeout_s=timeout_s, receive_id=receive_id)
         async for answer in self._follow(self._stub.ReceiveFile, request):
             yield document(answer)
+
+    async def transfers(self) -> Document:
+        """ListTransfers."""
+        return document(await self._ask(self._stub.ListTransfers, pb.ListTransfersRequest()))
+
+    async def cancel_transfer(self, transfer_id: str) -> None:
+        """CancelTransfer."""
+        await self._ask(self._stub.CancelTransfer, pb.CancelTransferRequest(transfer_id=transfer_id))
+
+    async def mailboxes(self) -> Document:
+        """ListMailboxes."""
+        request = mailbox_service_pb2.ListMailboxesRequest()
+        return document(await self._ask(self._stub.ListMailboxes, request))
 
     async def snapshot(self) -> Document:
         """GetSnapshot."""

@@ -13,14 +13,16 @@ import grpc.aio
 
 from tdn_interop import ids
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
-from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc, drain_pb2, snapshot_pb2
+from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc, drain_pb2, mailbox_service_pb2, snapshot_pb2
 from tdn_interop._pb.tdn.common.v1 import failure_pb2
 from tdn_interop.algo.catalogue import algorithm
 from tdn_interop.app import flow as flows
 from tdn_interop.app.data.table import CsvFormat
+from tdn_interop.app.mailbox_service import mailboxes_to_pb
 from tdn_interop.app.snapshot_wire import snapshot_of
 from tdn_interop.app.store.jobs import JobRow
 from tdn_interop.app.store.resources import ResourceRow
+from tdn_interop.app.store.transfers import InRow, OutRow
 from tdn_interop.identity import fingerprint
 from tdn_interop.transport import records_wire
 
@@ -151,12 +153,15 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
     ) -> AsyncIterator[pb.SendFileResponse]:
         """See the proto."""
         del context
-        transfer = self._node.transfers.send(ids.node_id(request.node_id), request.topic, Path(request.path))
+        node, path = ids.node_id(request.node_id), Path(request.path)
+        transfer = self._node.transfers.send(node, request.topic, path, request.transfer_id)
         async with aclosing(transfer):
             async for now in transfer:
                 yield pb.SendFileResponse(
-                    sent_bytes=now.moved_bytes, total_bytes=now.total_bytes, done=now.done, sha256=now.sha256
-                )
+                    sent_bytes=now.moved_bytes, total_bytes=now.total_bytes, done=now.done, sha256=now.sha256,
+                    resumes=now.resumes, resent_bytes=now.resent_bytes, seconds=now.seconds,
+                    transfer_id=now.transfer_id,
+                )  # fmt: skip
 
     async def ReceiveFile(  # noqa: N802
         self, request: pb.ReceiveFileRequest, context: Context
@@ -164,13 +169,38 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
         """See the proto."""
         del context
         limit = request.timeout_s or None
-        transfer = self._node.transfers.receive(request.topic, Path(request.out), limit)
+        transfer = self._node.transfers.receive(request.topic, Path(request.out), limit, request.receive_id)
         async with aclosing(transfer):
             async for now in transfer:
                 yield pb.ReceiveFileResponse(
                     received_bytes=now.moved_bytes, total_bytes=now.total_bytes, sender=now.peer, done=now.done,
-                    sha256=now.sha256,
+                    sha256=now.sha256, resumes=now.resumes, resent_bytes=now.resent_bytes, seconds=now.seconds,
+                    transfer_id=now.transfer_id,
                 )  # fmt: skip
+
+    async def ListTransfers(  # noqa: N802
+        self, request: pb.ListTransfersRequest, context: Context
+    ) -> pb.ListTransfersResponse:
+        """See the proto."""
+        del request, context
+        return pb.ListTransfersResponse(
+            transfers=[_transfer(row) for row in await self._node.transfers.every()]
+        )
+
+    async def CancelTransfer(  # noqa: N802
+        self, request: pb.CancelTransferRequest, context: Context
+    ) -> pb.CancelTransferResponse:
+        """See the proto."""
+        del context
+        await self._node.transfers.cancel(request.transfer_id)
+        return pb.CancelTransferResponse()
+
+    async def ListMailboxes(  # noqa: N802
+        self, request: mailbox_service_pb2.ListMailboxesRequest, context: Context
+    ) -> mailbox_service_pb2.ListMailboxesResponse:
+        """See the proto."""
+        del request, context
+        return mailboxes_to_pb(await self._node.mesh.mailbox.boxes())
 
     async def GetSnapshot(  # noqa: N802
         self, request: snapshot_pb2.GetSnapshotRequest, context: Context
@@ -216,6 +246,19 @@ def _learns(flow: flows.FlowSpec) -> list[pb.Learning]:
     said = [(party, spec.leakage[role]) for party, role in flows.roles(task).items()]
     said += [("", text) for text in (spec.security_model.text, *spec.limits)]
     return [pb.Learning(party=party, en=text[0], zh=text[1]) for party, text in said]
+
+
+def _transfer(row: OutRow | InRow) -> pb.FileTransfer:
+    if isinstance(row, OutRow):
+        direction, peer, path, stored = "out", row.peer, row.path, row.acknowledged
+    else:
+        direction, peer, path, stored = "in", row.sender, row.out, row.stored
+    return pb.FileTransfer(
+        transfer_id=row.transfer_id, direction=direction, peer=peer, topic=row.topic, path=path, state=row.state,
+        total_bytes=row.size_bytes, stored_bytes=stored, resumes=row.resumes, resent_bytes=row.resent_bytes,
+        sha256=row.sha256, failure=failure_pb2.Failure(**row.failure) if row.failure else None,
+        created_at_ms=row.created_at_ms, ended_at_ms=row.ended_at_ms,
+    )  # fmt: skip
 
 
 def _resource(row: ResourceRow) -> pb.Resource:

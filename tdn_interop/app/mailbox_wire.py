@@ -107,6 +107,16 @@ def signed_from_pb(m: pb.SignedLetter) -> SignedLetter:
     )
 
 
+def encode_signed(letter: SignedLetter) -> bytes:
+    """Serialize."""
+    return signed_to_pb(letter).SerializeToString(deterministic=True)
+
+
+def decode_signed(data: bytes) -> SignedLetter:
+    """Parse and check."""
+    return signed_from_pb(_parse(pb.SignedLetter(), data))
+
+
 def deposit_from_pb(m: pb.DepositLettersRequest) -> list[SignedLetter]:
     """From the message."""
     _check(0 < len(m.letters) <= MAX_BATCH, "a deposit has no letter or too many")

@@ -9,11 +9,12 @@ from typing import Any
 import structlog
 
 from tdn_interop import config as configuration
-from tdn_interop._pb.tdn.app.v1 import evidence_pb2_grpc
+from tdn_interop._pb.tdn.app.v1 import evidence_pb2_grpc, mailbox_service_pb2_grpc
 from tdn_interop._pb.tdn.transport.v1 import (
     channel_service_pb2_grpc,
     enrolment_service_pb2_grpc,
     notice_service_pb2_grpc,
+    renewal_service_pb2_grpc,
     routing_service_pb2_grpc,
     status_service_pb2_grpc,
 )
@@ -25,11 +26,14 @@ from tdn_interop.app.draining import Draining
 from tdn_interop.app.evidence import wire as evidence_wire
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.federation import Federation
+from tdn_interop.app.mailbox import Mailbox
+from tdn_interop.app.mailbox_service import MailboxServicer
 from tdn_interop.app.pings import PING, PONG, Pings
 from tdn_interop.app.post import TOPIC as POST
 from tdn_interop.app.post import Post
 from tdn_interop.app.receipts import Receipts
 from tdn_interop.app.register import Register
+from tdn_interop.app.renewal import Renewal, issuer
 from tdn_interop.app.revocation import Revoking
 from tdn_interop.app.standing import Standing
 from tdn_interop.app.store import members
@@ -38,22 +42,22 @@ from tdn_interop.app.telemetry import Metrics
 from tdn_interop.config import NodeConfig
 from tdn_interop.errors import Reason, Refused, TdnError, guard
 from tdn_interop.identity import Credentials, Signed
-from tdn_interop.transport import records_wire, tls
+from tdn_interop.transport import tls
 from tdn_interop.transport.channel import ChannelEvent, FrameStream
 from tdn_interop.transport.channel_service import ChannelServicer, ClientFrames, Peers, ServerFrames
 from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.dial import Dialler
 from tdn_interop.transport.enrolment_service import EndorsementServicer, Endorser
 from tdn_interop.transport.frame import Limits
-from tdn_interop.transport.front import expired
 from tdn_interop.transport.interceptors import ServerCalls, for_peers, rated, standard_layers
 from tdn_interop.transport.notice_service import NoticeServicer, Sharing
 from tdn_interop.transport.notices import Notices
-from tdn_interop.transport.pki import PeerCertificate
 from tdn_interop.transport.rates import Rate, Rates
 from tdn_interop.transport.records_wire import NodeRecord, Route
 from tdn_interop.transport.relay import Tunnels
 from tdn_interop.transport.relay_service import RelayServicer
+from tdn_interop.transport.renewal_service import RenewalServicer
+from tdn_interop.transport.rotation import Rotation
 from tdn_interop.transport.routing_service import RoutingServicer
 from tdn_interop.transport.rpc_metrics import client_interceptors
 from tdn_interop.transport.server import Server
@@ -87,7 +91,6 @@ class Mesh:
         self.admits: Callable[[str, str], bool] = lambda _peer, _topic: False
         self._store, self._evidence, self._metrics = store, log, metrics
         self._pins: dict[str, bytes] = {}
-        self._certificates: dict[str, PeerCertificate] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._folder = configuration.runtime_dir(config.dir)
         self._rates = Rates({kind: Rate(per_s, BURST_S * per_s) for kind, per_s in config.rates})
@@ -121,16 +124,20 @@ class Mesh:
         )  # fmt: skip
         self.post = Post(self.channels, store, self.spawn, self.refused)
         self.listeners.append(self.post.on_channel)
+        self.mailbox = Mailbox(self, store, log)
         self.draining = Draining(self.me, self.tunnels)
         self.tunnels.takes = self.channels.takes = self.draining.check
         self.notices = Notices(config.file("notices"), place.top, self.trust.knows)
+        self.rotation = Rotation(self.peers, self.channels)
+        self.renewal = Renewal(config, standing, self.link, self.rotation.own)
+        self.federation = Federation(standing, self.trust, self.notices, log, self.renewal.soon)
         self.revoking = Revoking(standing.key, self.register, store, self.notices, self.lists, self.link)
         links = list(self.adjacency.links.values())
         self.cutting = Cutting(self.me, self.lists.refusal, self.channels, self.server.front, links)
-        self.federation = Federation(standing, self.trust, self.notices, log)
         self.anchoring = Anchoring(log, place.record, self.link)
         endorse = self.link.endorse if self.link else Endorser(standing.key, self.register).endorse
-        self.admission = Admission(config, standing, self.register, endorse)
+        self._issuer = issuer(config, log)
+        self.admission = Admission(config, standing, self.register, endorse, self._issuer)
         self.pings = Pings(
             self.channels, lambda node: self.peers.paths.get(node, ()), self.key_of, self._dropped,
             config.timeouts.dial_s,
@@ -154,6 +161,8 @@ class Mesh:
             self.spawn(sharing.tell())
         self.spawn(self.pings.answer(self.spawn))
         self.spawn(self._sweep())
+        self.spawn(self.renewal.run())
+        self.spawn(self.rotation.run())
 
     async def close(self) -> None:
         """Say goodbye to everybody and stop."""
@@ -223,9 +232,10 @@ class Mesh:
 
     # -- assembling ----------------------------------------------------------------------------
 
-    def _credentials(self) -> Credentials:
-        """Read again each time: a node that enrols anew needs no restart."""
-        return Standing.load(self.config).credentials()
+    def _credentials(self, stream: FrameStream) -> Credentials:
+        """For the certificate that this very connection began with: ours may have been renewed meanwhile."""
+        assert isinstance(stream, ServerFrames | ClientFrames)  # noqa: S101  this node has no other streams
+        return self.standing.credentials(stream.certificate.ours)
 
     def _calls(self, which: str) -> ServerCalls:
         def node_of(peer: str) -> str:
@@ -243,10 +253,16 @@ class Mesh:
         channel_service_pb2_grpc.add_ChannelServiceServicer_to_server(
             ChannelServicer(self.channels, front), grpc
         )
-        if self.config.role == "child":
+        if self.mailbox.box is None:
             return
+        mailbox_service_pb2_grpc.add_MailboxServiceServicer_to_server(
+            MailboxServicer(self.mailbox.box, node_of), grpc
+        )
         neighbour, record = self.adjacency.is_neighbour, self.standing.membership.record
         grpc.add_generic_rpc_handlers((RelayServicer(self.tunnels, front, neighbour, record).handler(),))
+        renewal_service_pb2_grpc.add_RenewalServiceServicer_to_server(
+            RenewalServicer(self._issuer, self.register, node_of), grpc
+        )
         notice_service_pb2_grpc.add_NoticeServiceServicer_to_server(
             NoticeServicer(self.notices, neighbour, node_of), grpc
         )
@@ -278,7 +294,6 @@ class Mesh:
             if isinstance(stream, ClientFrames):  # on the other side the interceptor records it
                 self.refused(error)
             raise
-        self._certificates[stream.certificate.node] = stream.certificate
 
     def _listed(self) -> None:
         """Somebody may be refused from now on."""
@@ -299,11 +314,8 @@ class Mesh:
             self.cutting.sweep()
 
     def drop_expired(self, at_ms: int) -> None:
-        """End sessions, the link and connections whose certificate has expired; what follows needs a new one."""
-        for peer in self.channels.peers():
-            certificate = self._certificates.get(peer)
-            if certificate and certificate.expires_at_ms <= at_ms:
-                self.channels.drop(peer, expired(certificate))
+        """End the link and connections whose certificate has expired; sessions come back with fresh ones."""
+        self.peers.drop_expired(at_ms)
         self.adjacency.drop_expired(at_ms)
         self.server.front.drop_expired(at_ms)
 

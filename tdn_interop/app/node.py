@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
-from typing import TextIO
+from collections.abc import AsyncIterator
 
 import grpc.aio
 import structlog
@@ -18,15 +16,19 @@ from grpc_reflection.v1alpha import reflection
 
 from tdn_interop import config as configuration
 from tdn_interop._pb.tdn.app.v1 import (
+    backup_service_pb2_grpc,
     control_service_pb2,
     control_service_pb2_grpc,
     registry_service_pb2_grpc,
 )
 from tdn_interop.app import setup
+from tdn_interop.app.backup_service import BackupServicer
+from tdn_interop.app.continuity import Continuity, prove_restored
 from tdn_interop.app.control_service import ControlServicer
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.jobs import Jobs
 from tdn_interop.app.mesh import Mesh
+from tdn_interop.app.node_lock import locked
 from tdn_interop.app.party import PartyState
 from tdn_interop.app.registry_service import RegistryServicer
 from tdn_interop.app.resources import Resources
@@ -34,13 +36,12 @@ from tdn_interop.app.standing import Standing
 from tdn_interop.app.store.engine import Store
 from tdn_interop.app.telemetry import Metrics, context
 from tdn_interop.app.transfer import Transfers
+from tdn_interop.app.transfer_wire import CONTENT, TOPIC
 from tdn_interop.config import NodeConfig
-from tdn_interop.errors import ConfigError, Reason, guard
 from tdn_interop.transport.interceptors import ServerCalls, standard_layers
 
 _log = structlog.get_logger("tdn.node")
 STOP_S = 0.3
-RENEW_CHECK_S = 600.0
 
 
 class Node:
@@ -56,6 +57,7 @@ class Node:
         self.transfers = transfers
         self.started = time.monotonic()
         self.drained = asyncio.Event()
+        self.continuity = Continuity(mesh.anchoring)
         mesh.draining.jobs, mesh.draining.stop = self._computing, self.drained.set
 
     async def _computing(self) -> int:
@@ -70,7 +72,7 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
     Errors: CONFIG_INVALID, NOT_ENROLLED, STORE_UNAVAILABLE, EVIDENCE_BROKEN; nothing is left behind.
     """
     metrics = Metrics()
-    with _locked(config), metrics.served(config.metrics), context(node=config.id):
+    with locked(config), metrics.served(config.metrics), context(node=config.id):
         setup.finish_enrolment(config.dir)
         if config.role == "top":
             setup.renew_top(config)
@@ -78,20 +80,28 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
         store = Store.open(config.database_url)
         try:
             log = await EvidenceLog.open(store, standing.key)
+            await prove_restored(config, standing, log)
             mesh = Mesh(config, standing, store, log, metrics)
             resources = Resources(config.id, store, log)
             jobs = Jobs(mesh, store, log, resources, metrics)
-            node = Node(config, mesh, jobs, resources, Transfers(mesh.channels))
+            transfers = Transfers(mesh.me, mesh.channels, store, mesh.refused)
+            mesh.listeners.append(transfers.on_session)
+            mesh.served |= {TOPIC: transfers.admits, CONTENT: transfers.admits}
+            node = Node(config, mesh, jobs, resources, transfers)
             async with contextlib.AsyncExitStack() as stack:
                 stack.push_async_callback(mesh.close)
                 await mesh.start()
                 stack.push_async_callback(jobs.close)
                 await jobs.start()
+                stack.push_async_callback(transfers.close)
+                await transfers.start()
                 await mesh.post.start()
-                control = await _control(node, metrics)
+                mesh.mailbox.start()
+                control = await _control(node, metrics, store)
                 stack.push_async_callback(control.stop, STOP_S)
-                if config.role == "top":
-                    mesh.spawn(_keep_top_leaf(config))
+                stack.callback(transfers.leave)
+                if mesh.link:
+                    mesh.spawn(node.continuity.run(mesh.link))
                 yield node
         finally:
             store.close()
@@ -99,35 +109,31 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
 
 
 async def run_node(config: NodeConfig) -> None:
-    """Run until SIGTERM or SIGINT."""
+    """Run until SIGTERM or SIGINT. Errors: those of `running`, and EVIDENCE_BROKEN when this is an old or a second copy."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with running(config) as node:
         _log.info("running", node=config.id, role=config.role, listen=config.listen or "")
-        ends = [asyncio.create_task(event.wait()) for event in (stop, node.drained)]
+        ends = [asyncio.create_task(event.wait()) for event in (stop, node.drained, node.continuity.broken)]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         for end in ends:
             end.cancel()
+        if node.continuity.error:
+            raise node.continuity.error
     _log.info("stopped", node=config.id)
 
 
-async def _keep_top_leaf(config: NodeConfig) -> None:
-    """TLS files are read at each handshake, so a fresh leaf needs no restart."""
-    while True:
-        await asyncio.sleep(RENEW_CHECK_S)
-        if setup.renew_top(config):
-            _log.info("renewed", node=config.id)
-
-
-async def _control(node: Node, metrics: Metrics) -> grpc.aio.Server:
+async def _control(node: Node, metrics: Metrics, store: Store) -> grpc.aio.Server:
     """The owner's socket: control, health, reflection, channelz."""
     target = configuration.control_socket(node.config)
     layers = standard_layers(metrics.rpc_server, lambda _peer: "owner", node.mesh.refused)
     server = grpc.aio.server(interceptors=[ServerCalls(*layers)])
     control_service_pb2_grpc.add_NodeControlServiceServicer_to_server(ControlServicer(node), server)
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(node.mesh), server)
+    backups = BackupServicer(node.config, store)
+    backup_service_pb2_grpc.add_BackupServiceServicer_to_server(backups, server)
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     await healthy.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -140,16 +146,3 @@ async def _control(node: Node, metrics: Metrics) -> grpc.aio.Server:
     await server.start()
     path.chmod(0o600)
     return server
-
-
-@contextlib.contextmanager
-def _locked(config: NodeConfig) -> Iterator[TextIO]:
-    """One process per folder; a killed process leaves no lock behind."""
-    with config.file("node.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            guard("TDN-X-LAB-05").refuse(
-                Reason.CONFIG_INVALID, f"another process runs the node in {config.dir}", ConfigError
-            )
-        yield file

@@ -8,7 +8,7 @@ is killed in between, each step is repeated and none takes effect twice.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -35,7 +35,7 @@ class Post:
     `consumer` is set before `start` and called with the parcels of each peer in order; sooner or later it has
     `done_in` run in the transaction that holds what the parcel means. A parcel that is not done comes again
     when the node starts. `expired` hears of parcels of ours that were not acknowledged within their validity,
-    perhaps twice; `away` takes a serialized message for a peer that cannot be reached and tells whether it
+    perhaps twice; `away` takes serialized messages for a peer that cannot be reached and tells whether it
     did. `spawn` runs in the background until the node closes.
     """
 
@@ -45,7 +45,7 @@ class Post:
     ) -> None:  # fmt: skip
         self.consumer: Callable[[Parcel], Awaitable[None]] | None = None
         self.expired: Callable[[str, bytes], None] = lambda _peer, _body: None
-        self.away: Callable[[str, bytes], Awaitable[bool]] | None = None
+        self.away: Callable[[str, Sequence[bytes]], Awaitable[bool]] | None = None
         self._channels = channels
         self._spawn = spawn
         self._on_refusal = on_refusal
@@ -150,11 +150,11 @@ class Post:
         try:
             await self._channels.send(peer, TOPIC, receipt, SEND_S)
         except TdnError as error:
-            if not await self._send_away(peer, receipt):
+            if not await self._send_away(peer, [receipt]):
                 self._on_refusal(error)
 
-    async def _send_away(self, peer: str, message: bytes) -> bool:
-        return self.away is not None and await self.away(peer, message)
+    async def _send_away(self, peer: str, messages: Sequence[bytes]) -> bool:
+        return self.away is not None and await self.away(peer, messages)
 
     def _give_up(self, peer: str, body: bytes) -> None:
         self.expired(peer, body)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,7 @@ class Outbox:
 
     def __init__(
         self, channels: Channels, store: Store, spawn: Callable[[Coroutine[Any, Any, object]], None],
-        away: Callable[[str, bytes], Awaitable[bool]], expired: Callable[[str, bytes], None],
+        away: Callable[[str, Sequence[bytes]], Awaitable[bool]], expired: Callable[[str, bytes], None],
         clock: Callable[[], int], pause_s: float,
     ) -> None:  # fmt: skip
         self._away = away
@@ -141,10 +141,9 @@ class Outbox:
         if not unheard and error.reason is not Reason.NO_ROUTE:
             return
         while parcels := await self._store.run(partial(_parcels, peer, state.deposited)):
-            for parcel in parcels:
-                if not await self._away(peer, post_wire.encode(parcel)):
-                    return
-                state.deposited = parcel.number + 1
+            if not await self._away(peer, [post_wire.encode(parcel) for parcel in parcels]):
+                return
+            state.deposited = parcels[-1].number + 1
 
     async def _give_up(self, peer: str, state: _Peer) -> None:
         """Tell of the expired parcels, then forget them: a crash in between tells twice."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import weakref
 from typing import Any
 
 import grpc
@@ -141,9 +142,24 @@ class Peers:
         self._dialler = dialler
         self._timeout_s = timeout_s
         self.paths: dict[str, tuple[str, ...]] = {}
+        self._dialled: weakref.WeakSet[Dialled] = weakref.WeakSet()
+
+    def certificates(self) -> dict[str, PeerCertificate]:
+        """What the nodes showed on the connections to them that stand; of several the one that ends last."""
+        shown = [dialled.peer for dialled in self._dialled if dialled.peer and dialled.stands]
+        return {peer.node: peer for peer in sorted(shown, key=lambda peer: peer.expires_at_ms)}
+
+    def drop_expired(self, now_ms: int) -> None:
+        """End the connections to nodes whose certificate has expired; their sessions come back with new ones."""
+        for dialled in list(self._dialled):
+            dialled.drop_expired(now_ms)
 
     async def connect(self, node: str) -> ClientFrames:
-        """A new connection to `node`. Errors: NO_ROUTE, UNREACHABLE, DEADLINE, and those of TLS."""
+        """A new connection to `node` for frames. Errors: those of `dial`."""
+        return ClientFrames(await self.dial(node))
+
+    async def dial(self, node: str) -> Dialled:
+        """A new connection to `node`; the caller closes it. Errors: NO_ROUTE, UNREACHABLE, DEADLINE, and those of TLS."""
 
         async def over_tcp() -> Any:
             host, port = config.split_address(self._direct[node])
@@ -156,4 +172,5 @@ class Peers:
 
         opener = over_tcp if node in self._direct else over_relays
         dialled = await Dialled(node, opener, self._dialler).start()
-        return ClientFrames(dialled)
+        self._dialled.add(dialled)
+        return dialled

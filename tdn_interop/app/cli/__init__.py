@@ -15,12 +15,14 @@ import typer
 
 from tdn_interop.app.cli import (
     adapters,
+    backups,
     channels,
     demo,
     enrolment,
     evidence,
     jobs,
     lab,
+    mailbox,
     network,
     nodes,
     registry,
@@ -43,6 +45,7 @@ _GROUPS = {
     "evidence": evidence.app,
     "channel": channels.app,
     "adapter": adapters.app,
+    "mailbox": mailbox.app,
     "lab": lab.app,
 }
 
@@ -52,6 +55,10 @@ app = typer.Typer(
 )  # fmt: skip
 for _name, _group in _GROUPS.items():
     app.add_typer(_group, name=_name)
+nodes.app.command("backup", epilog="Example: tdn node backup bank-a.tdn --passphrase-file secret.txt")(
+    backups.backup
+)
+nodes.app.command("restore", epilog="Example: tdn node restore bank-a.tdn --dir bank-a")(backups.restore)
 app.command("ping", epilog="Example: tdn ping bank-b.zhejiang.cn")(network.ping)
 app.command("top", epilog="Example: tdn top --once --json")(top.top)
 app.command("demo", epilog="Example: tdn demo --json")(demo.demo)

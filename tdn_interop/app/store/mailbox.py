@@ -23,7 +23,7 @@ class KeyRow:
 
 @dataclass(frozen=True, slots=True)
 class LetterRow:
-    """One letter; `number` is its place in the mailbox, `sha256` that of the signed statement."""
+    """One letter; `number` is its place in the mailbox, `sha256` that of the statement, `letter` a SignedLetter."""
 
     number: int
     sender: str
@@ -34,7 +34,6 @@ class LetterRow:
     expires_at_ms: int
     deposited_at_ms: int
     letter: bytes
-    record: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -183,10 +183,10 @@ mailbox_keys = sa.Table(
     _text("node_id", primary_key=True), _blob("signed"), _blob("key_sha256"), _moment("not_after_ms"),
 )  # fmt: skip
 
-# Mailbox of a hub or top: letters until they are acknowledged. `sha256` of the statement, `letter` and `record` signed.
+# Mailbox of a hub or top: letters until they are acknowledged. `sha256` is that of the statement.
 mailbox_letters = sa.Table(
     "mailbox_letters", METADATA,
     _count("number", primary_key=True, autoincrement=False), _text("sender"), _blob("letter_id"),
     _text("recipient", index=True), _blob("sha256"), _count("size_bytes"), _moment("expires_at_ms", index=True),
-    _moment("deposited_at_ms"), _blob("letter"), _blob("record"), sa.UniqueConstraint("sender", "letter_id"),
+    _moment("deposited_at_ms"), _blob("letter"), sa.UniqueConstraint("sender", "letter_id"),
 )  # fmt: skip

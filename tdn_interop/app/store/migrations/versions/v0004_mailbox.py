@@ -30,7 +30,6 @@ def upgrade() -> None:
         sa.Column("expires_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("deposited_at_ms", sa.BigInteger(), nullable=False),
         sa.Column("letter", sa.LargeBinary(), nullable=False),
-        sa.Column("record", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("number", name=op.f("pk_mailbox_letters")),
         sa.UniqueConstraint("sender", "letter_id", name=op.f("uq_mailbox_letters_sender")),
     )
