@@ -127,6 +127,7 @@ class Mesh:
         self.mailbox = Mailbox(self, store, log)
         self.draining = Draining(self.me, self.tunnels)
         self.tunnels.takes = self.channels.takes = self.draining.check
+        self.draining.on_change = self.adjacency.neighbours.withhold
         self.notices = Notices(config.file("notices"), place.top, self.trust.knows)
         self.rotation = Rotation(self.peers, self.channels)
         self.renewal = Renewal(config, standing, self.link, self.rotation.own)

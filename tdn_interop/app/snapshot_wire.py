@@ -31,9 +31,14 @@ async def snapshot_of(node: Node) -> pb.GetSnapshotResponse:
 
 
 def _links(mesh: Mesh) -> list[pb.LinkView]:
-    above = [mesh.link] if mesh.link else []
-    up = [pb.LinkView(neighbour=link.node, direction="up", linked=link.linked.is_set()) for link in above]
-    return up + [pb.LinkView(neighbour=name, direction="down", linked=True) for name in mesh.tunnels.attached]
+    up = [
+        pb.LinkView(neighbour=node, direction="up", linked=link.is_linked, since_at_ms=link.since_ms)
+        for node, link in sorted(mesh.adjacency.links.items())
+    ]
+    return up + [
+        pb.LinkView(neighbour=node, direction="down", linked=True, since_at_ms=since_ms)
+        for node, since_ms in sorted(mesh.tunnels.attached_since.items())
+    ]
 
 
 def _tunnel(one: Passage) -> pb.TunnelView:

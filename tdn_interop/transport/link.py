@@ -33,6 +33,7 @@ from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp
 from tdn_interop.transport.records_wire import Join, Opening
 from tdn_interop.transport.route_wire import Change
+from tdn_interop.transport.trust import now_ms
 from tdn_interop.transport.tunnel import ClientLeg, Leg
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ class Link:
         self.me = me
         self.node = node
         self.linked = asyncio.Event()
+        self.since_ms = 0  # when it came to stand or was lost
         self.exchange: Exchange | None = None
         self.on_record: Callable[[Signed], object] = bool
         self.on_opening: OnOpening = _ignore
@@ -193,6 +195,7 @@ class Link:
         def up() -> None:
             nonlocal stood
             stood = True
+            self.since_ms = now_ms()
             self.linked.set()
             self.on_state(True, None)
 
@@ -203,6 +206,7 @@ class Link:
             if not stood:
                 raise
         finally:
+            self.since_ms = now_ms() if stood else self.since_ms
             self.linked.clear()
 
     async def _exchange_and_attach(self, up: Callable[[], None]) -> None:

@@ -68,6 +68,7 @@ class Neighbours:
         self._conversations: set[_Conversation] = set()
         self._served: dict[str, asyncio.Task[object]] = {}
         self._parent_is_linked = False
+        self._withheld = False
         self._own = self._issue(0)
 
     # -- what this node is -----------------------------------------------------------------------
@@ -78,6 +79,12 @@ class Neighbours:
             self._parent_is_linked = linked
             self._own = self._issue(self._own.sequence)
             self._tell_all()
+
+    def withhold(self, withheld: bool) -> None:
+        """A node that is about to stop leads nowhere: what it told is withdrawn until it says otherwise."""
+        self._withheld = withheld
+        self._own = self._issue(self._own.sequence)
+        self._tell_all()
 
     async def run(self) -> None:
         """Let adverts expire and issue our own anew, for as long as the node runs."""
@@ -201,16 +208,17 @@ class Neighbours:
         Nothing older than before is told: if only that is left, the prefix is withdrawn until something newer comes.
         """
         node, told, now = conversation.teller.node, conversation.told, self._clock()
-        best = self.table.best(apart_from=node) if self._relays else {}
+        best = self.table.best(apart_from=node) if self._relays and not self._withheld else {}
         for prefix, last in list(told.items()):
             advert = best.get(prefix)
-            gone = prefix != self.table.me and (advert is None or advert.sequence < last.sequence)
+            ours = prefix == self.table.me and not self._withheld
+            gone = not ours and (advert is None or advert.sequence < last.sequence)
             if gone and last.path is not None:
                 told[prefix] = replace(last, path=None)
                 yield Withdrawn(prefix)
             elif gone and last.expires_at_ms <= now:
                 del told[prefix]
-        if self._relays or node != self.table.parent:
+        if not self._withheld and (self._relays or node != self.table.parent):
             own = self._own
             if self._is_news(told, own.prefix, _Told(own.sequence, own.expires_at_ms, ())):
                 yield adverts.originate(self._key, self._record, node, own)

@@ -107,6 +107,7 @@ class Tunnels:
         self._waiting: dict[bytes, _Waiting] = {}
         self._open: dict[bytes, str] = {}  # tunnel of others -> who answers for it
         self._tasks: set[asyncio.Task[object]] = set()
+        self.attached_since: dict[str, int] = {}  # node below -> since when, milliseconds since the epoch
         self.passing: dict[bytes, Passage] = {}  # what is carried now, tunnels that begin here included
         self.takes: Callable[[], None] = _always  # raises while nothing new is taken
         self.admit: Callable[[str], None] = lambda _node: None  # raises for a node that may not have tunnels
@@ -163,13 +164,14 @@ class Tunnels:
         """Openings for a node that keeps a link to us, within the block; None when a newer stream of it is here."""
         queue: asyncio.Queue[Opening | None] = asyncio.Queue()
         older, self._below[node] = self._below.get(node), queue
+        self.attached_since[node] = now_ms()
         if older:
             older.put_nowait(None)
         try:
             yield queue
         finally:
             if self._below.get(node) is queue:
-                del self._below[node]
+                del self._below[node], self.attached_since[node]
 
     async def relay(
         self, opening: Opening, previous: str, leg: Leg, ready: Callable[[Path], Awaitable[None]]
