@@ -64,6 +64,11 @@ class Anchoring:
         here = await take_head(self.log, caller, offer)
         return await self._chain(here.index)
 
+    async def show(self) -> None:
+        """Show the head of our log above, so that it is compared. Errors: EVIDENCE_BROKEN, EQUIVOCATION, and no answer."""
+        async with self._one:
+            await self._upwards(await self.log.head())
+
     async def close(self) -> None:
         """Give up what is on its way."""
         for climb in self._climbs:

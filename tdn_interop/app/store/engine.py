@@ -9,6 +9,7 @@ what keeps a second node away.
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -65,6 +66,10 @@ class Store:
         """
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._transact, fn)
 
+    async def copy_to(self, path: Path) -> None:
+        """Write a copy as of one moment to a new file; everything else waits meanwhile. SQLite only."""
+        await self.run(lambda connection: _copy(connection, path))
+
     def close(self) -> None:
         """Finish what was asked for, then let go of the database."""
         self._worker.submit(self._engine.dispose).result()
@@ -73,6 +78,15 @@ class Store:
     def _transact(self, fn: Callable[[sa.Connection], T]) -> T:
         with _database_faults(), self._engine.begin() as connection:
             return fn(connection)
+
+
+def _copy(connection: sa.Connection, path: Path) -> None:
+    target = sqlite3.connect(path)
+    try:
+        source: Any = connection.connection.driver_connection  # Any: the DB-API connection
+        source.backup(target)
+    finally:
+        target.close()
 
 
 @contextmanager
