@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cryptography import x509
-
 from tdn_interop import ids
 from tdn_interop._pb.tdn.transport.v1 import enrolment_service_pb2_grpc
 from tdn_interop.app.register import Register
@@ -16,6 +14,7 @@ from tdn_interop.transport import pki, records_wire, tls
 from tdn_interop.transport.enrolment_service import Endorse, EnrolmentServicer
 from tdn_interop.transport.front import Refusal
 from tdn_interop.transport.interceptors import ServerCalls
+from tdn_interop.transport.issuer import Issuer
 from tdn_interop.transport.records_wire import Token
 from tdn_interop.transport.server import Server
 
@@ -26,11 +25,14 @@ ENROLMENT_S = 30.0
 class Admission:
     """How nodes become members below this one. `endorse` gets a record signed by the top."""
 
-    def __init__(self, config: NodeConfig, standing: Standing, register: Register, endorse: Endorse) -> None:
+    def __init__(
+        self, config: NodeConfig, standing: Standing, register: Register, endorse: Endorse, issuer: Issuer
+    ) -> None:
         self._config = config
         self._standing = standing
         self._register = register
         self._endorse = endorse
+        self._issuer = issuer
         self._server: Server | None = None
 
     async def start(self, folder: Path, calls: ServerCalls, on_refusal: Refusal) -> None:
@@ -42,11 +44,9 @@ class Admission:
             lambda: tls.server_context(files, mutual=False),
             folder, "enrol", on_refusal, [calls], life_s=ENROLMENT_S,
         )  # fmt: skip
-        authority = pki.load_authority(config.file("ca.pem"), config.file("ca.key"))
-        root = x509.load_pem_x509_certificate(files.root.read_bytes())
         servicer = EnrolmentServicer(
-            config.id, config.role, authority, pki.der(root), self._standing.membership.record, self._register,
-            self._endorse,
+            self._issuer, lambda: pki.der(self._standing.own_root), self._standing.membership.record,
+            self._register, self._endorse,
         )  # fmt: skip
         enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server.grpc)
         self._server = server
@@ -72,7 +72,7 @@ class Admission:
             fits, Reason.POLICY_DENIED, f"{config.id} cannot enrol {node} as {role}", Refused
         )
         secret, ends = await self._register.invite(node, role, valid_s)
-        root = x509.load_pem_x509_certificate(self._standing.files.root.read_bytes())
+        root = self._standing.own_root
         return records_wire.encode_token(Token(
             config.enrolment or "", config.listen or "", config.id, node, role, secret, pki.sha256(root), place.top,
             place.top_identity_key, ends,

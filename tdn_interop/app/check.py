@@ -5,12 +5,10 @@ Every finding is a refusal that did or did not happen, so the reason table gives
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import json
 import os
 import socket
-import ssl
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -214,20 +212,10 @@ def _shown(config: NodeConfig) -> PeerCertificate:
     """The certificate that a peer sees after it has verified it. Errors: those of a handshake, CONFIG_INVALID."""
     files = TlsFiles(config.file("tls.pem"), config.file("tls.key"), config.file("root.pem"))
     try:
-        server, client = tls.server_context(files), tls.client_context(files)
+        return tls.self_test(files, config.id)
     except OSError as error:
         words = f"{files.chain}, {files.key} and {files.root} do not fit together: {error.strerror or error}"
         guard("TDN-T-IDN-01").refuse(Reason.CONFIG_INVALID, words, ConfigError)
-    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
-    dialling = client.wrap_bio(down, up, server_hostname=config.id)
-    listening = server.wrap_bio(up, down, server_side=True)
-    try:
-        for side in (dialling, listening, dialling, listening):  # hello, answer, finished, finished
-            with contextlib.suppress(ssl.SSLWantReadError):
-                side.do_handshake()
-        return tls.peer_certificate(dialling)
-    except ssl.SSLError as error:
-        raise tls.explain(error, config.id) from error
 
 
 def _answers(target: str) -> bool:

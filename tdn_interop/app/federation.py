@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from cryptography import x509
@@ -31,13 +31,17 @@ from tdn_interop.transport.trust_wire import TrustBundle, TrustedTop
 class Federation:
     """Keeps the trust of one node at the newest bundle of its top; at a top, issues the bundles."""
 
-    def __init__(self, standing: Standing, trust: Trust, notices: Notices, log: EvidenceLog) -> None:
+    def __init__(
+        self, standing: Standing, trust: Trust, notices: Notices, log: EvidenceLog,
+        on_roots: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
         self._key = standing.key
         self._roots = standing.files.root
         self._is_top = not standing.membership.parent
         self._trust = trust
         self._notices = notices
         self._log = log
+        self._on_roots = on_roots
         notices.add(TRUST_BUNDLE, lambda signed: trust.bundle(signed).version, self._took)
 
     def start(self) -> None:
@@ -124,7 +128,8 @@ class Federation:
         bundle = trust_wire.decode_bundle(signed.statement)
         if bundle.top == self._trust.top:
             self._trust.adopt(bundle)
-            write_roots(self._roots, bundle.roots)
+            if write_roots(self._roots, bundle.roots):
+                self._on_roots()
         elif self._is_top and self.signed:
             self._follow(bundle.own)
 
@@ -159,13 +164,15 @@ def facts(top: TrustedTop) -> dict[str, str]:
     }
 
 
-def write_roots(file: Path, roots: Sequence[bytes]) -> None:
-    """The roots that TLS accepts, PEM; a new connection reads them. Atomic, and only when they changed."""
+def write_roots(file: Path, roots: Sequence[bytes]) -> bool:
+    """The roots that TLS accepts, PEM; a new connection reads them. True when they are others than before."""
     content = pki.pem(*map(x509.load_der_x509_certificate, roots))
-    if file.read_bytes() != content:
-        fresh = file.with_suffix(".fresh")
-        fresh.write_bytes(content)
-        fresh.replace(file)
+    if file.read_bytes() == content:
+        return False
+    fresh = file.with_suffix(".fresh")
+    fresh.write_bytes(content)
+    fresh.replace(file)
+    return True
 
 
 async def federate(one: NodeConfig, other: NodeConfig) -> None:

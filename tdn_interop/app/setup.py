@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
+
+from cryptography import x509
 
 from tdn_interop import identity, ids
 from tdn_interop.app.standing import Standing
 from tdn_interop.config import NodeConfig, split_address
-from tdn_interop.errors import ConfigError, Reason, guard
+from tdn_interop.errors import ConfigError, Reason, TdnError, guard
 from tdn_interop.identity import Identity, write_secret
-from tdn_interop.transport import pki, records_wire
+from tdn_interop.transport import pki, records_wire, tls
 from tdn_interop.transport.enrolment_client import Enrolled, enrol
 from tdn_interop.transport.records_wire import NodeRecord
+from tdn_interop.transport.renewal_service import Renewed
+from tdn_interop.transport.tls import TlsFiles
 from tdn_interop.transport.trust import Membership, now_ms
 
 _TEMPLATE = """\
@@ -41,8 +45,19 @@ role = {role}
 # suites = ["x25519-sha256-ell2"]
 # Seconds after which a list of revoked nodes is too old to begin channels; tops issue one every 60.
 # status_max_age_s = 600
+# Life in seconds of the certificates that this hub or top issues; nodes renew theirs after two thirds of it.
+# leaf_life_s = 86400
 # Largest set this node takes part with.
 # max_items = 2000000
+
+# Other hubs and tops, and children of other hubs, that may keep a link to this node. Only at hubs and tops.
+# neighbours = ["guangdong.cn", "bank-b.zhejiang.cn"]
+
+# Further nodes to keep a link to, besides the parent: a hub or top that names this node among its neighbours. When
+# the parent or another hub fails, tunnels go over them.
+# [[links]]
+# node = "zhejiang.cn"
+# address = "10.0.0.9:7000"
 
 # Nodes that can be dialled without a hub.
 # [direct]
@@ -161,15 +176,35 @@ def renew_top(config: NodeConfig) -> bool:
     A top has nobody above who could do it. Errors: CONFIG_INVALID when its files are damaged.
     """
     standing = Standing.load(config, expired=True)
-    leaf = standing.leaf
-    life = leaf.not_valid_after_utc - leaf.not_valid_before_utc
-    if datetime.now(UTC) < leaf.not_valid_before_utc + life * 2 / 3:
-        return False
     root = pki.load_authority(config.file("ca.pem"), config.file("ca.key"))
-    tls_key = pki.new_key()
-    fresh = pki.issue_leaf(root, config.id, tls_key.public_key())
-    _keep(config.dir, Enrolled(root.certificate, [fresh], tls_key, None, standing.membership))
+    leaf = standing.leaf
+    if now_ms() < pki.renewal_due_ms(leaf) and pki.issued_by(leaf, root.certificate):
+        return False
+    keep_renewed(config, top_leaf(config, root))
     return True
+
+
+def top_leaf(config: NodeConfig, root: pki.Authority) -> Renewed:
+    """A fresh leaf of a top, by its own root."""
+    tls_key = pki.new_key()
+    life = timedelta(seconds=config.leaf_life_s)
+    return Renewed([pki.issue_leaf(root, config.id, tls_key.public_key(), life)], tls_key, None)
+
+
+def keep_renewed(config: NodeConfig, renewed: Renewed) -> None:
+    """Put fresh certificates in place of the old ones, once they are seen to work.
+
+    Errors: those of a handshake with ourselves; then the old ones stay.
+    """
+    names = _write_fresh(config.dir, renewed)
+    fresh = TlsFiles(config.file("tls.pem.new"), config.file("tls.key.new"), config.file("root.pem"))
+    try:
+        tls.self_test(fresh, config.id)
+    except TdnError:
+        for name in names:
+            (config.dir / f"{name}.new").unlink()
+        raise
+    _rename(config.dir, names)
 
 
 def finish_enrolment(directory: Path) -> None:
@@ -183,22 +218,35 @@ def finish_enrolment(directory: Path) -> None:
 
 
 def _keep(directory: Path, enrolled: Enrolled) -> None:
-    """Write everything under new names first, then rename, keys before their certificates.
+    """Write everything under new names first, then rename; the membership comes last: it makes the rest count."""
+    names = _write_fresh(directory, Renewed(enrolled.chain, enrolled.tls_key, enrolled.authority))
+    root = directory / "root.pem"
+    if not root.exists() or enrolled.root not in x509.load_pem_x509_certificates(root.read_bytes()):
+        (directory / "root.pem.new").write_bytes(pki.pem(enrolled.root))
+        names.append("root.pem")
+    _rename(directory, names)
+    enrolled.membership.save(directory / "membership.json")
 
-    A crash in between leaves either the old pair or what `finish_enrolment` completes at the next start. The
-    membership comes last: it makes the rest count.
+
+def _write_fresh(directory: Path, renewed: Renewed) -> list[str]:
+    """Keys and certificates as `….new`; their names, keys before their certificates.
+
+    A crash between renaming them leaves either the old pair or what `finish_enrolment` completes.
     """
-    secrets = {"tls.key": enrolled.tls_key}
-    public = {"root.pem": pki.pem(enrolled.root), "tls.pem": pki.pem(*enrolled.chain)}
-    if enrolled.authority:
-        secrets["ca.key"] = enrolled.authority.key
-        public["ca.pem"] = pki.pem(enrolled.authority.certificate)
+    secrets = {"tls.key": renewed.tls_key}
+    public = {"tls.pem": pki.pem(*renewed.chain)}
+    if renewed.authority:
+        secrets["ca.key"] = renewed.authority.key
+        public["ca.pem"] = pki.pem(renewed.authority.certificate)
     for name, private in secrets.items():
         fresh = directory / f"{name}.new"
         fresh.unlink(missing_ok=True)
         write_secret(fresh, pki.key_pem(private))
     for name, content in public.items():
         (directory / f"{name}.new").write_bytes(content)
-    for name in (*secrets, *public):
+    return [*secrets, *public]
+
+
+def _rename(directory: Path, names: list[str]) -> None:
+    for name in names:
         os.replace(directory / f"{name}.new", directory / name)  # noqa: PTH105  atomic by definition
-    enrolled.membership.save(directory / "membership.json")

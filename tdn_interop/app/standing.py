@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from cryptography import x509
 
@@ -22,7 +23,6 @@ class Standing:
     key: Identity
     membership: Membership
     files: TlsFiles
-    leaf: x509.Certificate
 
     @classmethod
     def load(cls, config: NodeConfig, *, expired: bool = False) -> Standing:
@@ -30,20 +30,44 @@ class Standing:
         key = Identity.load(config.id, config.file("identity.key"))
         membership = Membership.load(config.file("membership.json"))
         files = TlsFiles(config.file("tls.pem"), config.file("tls.key"), config.file("root.pem"))
-        try:
-            leaf = x509.load_pem_x509_certificates(files.chain.read_bytes())[0]
-        except (OSError, ValueError):
-            guard("TDN-T-IDN-07").refuse(
-                Reason.CONFIG_INVALID, f"no certificate in {files.chain}", ConfigError
-            )
-        ends = int(leaf.not_valid_after_utc.timestamp() * 1000)
+        standing = cls(key, membership, files)
         guard("TDN-T-IDN-01").check(
-            expired or ends > now_ms(),
+            expired or standing.expires_at_ms > now_ms(),
             Reason.CERTIFICATE_EXPIRED,
             f"the certificate of {config.id} has expired",
             ConfigError,
         )
-        return cls(key, membership, files, leaf)
+        return standing
+
+    @property
+    def chain(self) -> list[x509.Certificate]:
+        """Our certificates as they are now, the leaf first. Errors: CONFIG_INVALID."""
+        try:
+            return x509.load_pem_x509_certificates(self.files.chain.read_bytes())
+        except (OSError, ValueError):
+            guard("TDN-T-IDN-07").refuse(
+                Reason.CONFIG_INVALID, f"no certificate in {self.files.chain}", ConfigError
+            )
+
+    @property
+    def leaf(self) -> x509.Certificate:
+        """Our TLS certificate as it is now: it is renewed while the node runs."""
+        return self.chain[0]
+
+    @property
+    def roots(self) -> list[x509.Certificate]:
+        """The roots that we trust now, the newest of our own top first."""
+        return x509.load_pem_x509_certificates(self.files.root.read_bytes())
+
+    @property
+    def own_root(self) -> x509.Certificate:
+        """The root that our own chain hangs on. Errors: CONFIG_INVALID."""
+        last = self.chain[-1]
+        found = next((root for root in self.roots if pki.issued_by(last, root)), None)
+        if found is None:
+            words = f"{self.files.chain} and {self.files.root} do not fit together"
+            guard("TDN-T-IDN-07").refuse(Reason.CONFIG_INVALID, words, ConfigError)
+        return found
 
     @property
     def record(self) -> NodeRecord:
@@ -53,10 +77,14 @@ class Standing:
     @property
     def expires_at_ms(self) -> int:
         """End of the TLS certificate."""
-        return int(self.leaf.not_valid_after_utc.timestamp() * 1000)
+        return _ms(self.leaf.not_valid_after_utc)
 
-    def credentials(self) -> Credentials:
-        """Our record, and a delegation of our TLS key that is valid as long as its certificate."""
-        starts = int(self.leaf.not_valid_before_utc.timestamp() * 1000)
-        spki = pki.spki_sha256(self.leaf)
-        return Credentials(self.membership.record, delegate(self.key, spki, starts, self.expires_at_ms))
+    def credentials(self, shown: x509.Certificate | None = None) -> Credentials:
+        """Our record, and a delegation of the TLS key of `shown`, or of the newest, for as long as its certificate."""
+        leaf = shown or self.leaf
+        starts, ends = _ms(leaf.not_valid_before_utc), _ms(leaf.not_valid_after_utc)
+        return Credentials(self.membership.record, delegate(self.key, pki.spki_sha256(leaf), starts, ends))
+
+
+def _ms(when: datetime) -> int:
+    return int(when.timestamp() * 1000)

@@ -113,11 +113,18 @@ class Channel:
         self._connections = 0
         self._one_connection = asyncio.Lock()
         self._newest: FrameStream | None = None
+        self._next: FrameStream | None = None  # made before the present one is given up
         self._tasks: tuple[asyncio.Task[None], ...] = ()
         self._news = asyncio.Event()  # the writer may have something to pull
         self._waiters: list[asyncio.Future[None]] = []
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def stream(self) -> FrameStream:
+        """The connection that is being served, or was served last."""
+        assert self._newest is not None  # noqa: S101  a session says nothing before it has a connection
+        return self._newest
 
     @property
     def ended(self) -> bool:
@@ -213,6 +220,8 @@ class Channel:
             self.abort(error)
         finally:
             self.abort(Unavailable(Reason.SESSION_CLOSED, "the channel was stopped", "TDN-T-SES-05"))
+            if self._next:
+                await close_stream(self._next)
 
     def _worth_repeating(self, error: BaseException) -> bool:
         again = isinstance(error, TdnError) and error.reason.value.retry is not Retry.NO
@@ -220,8 +229,9 @@ class Channel:
 
     async def _connect_once(self, connect: Callable[[], Awaitable[FrameStream]]) -> None:
         before = self._connections
-        async with within(DIAL_S, f"connecting to {self.peer}"):
-            stream = await connect()
+        stream, self._next = self._next, None
+        if stream is None:
+            stream = await self._dial(connect)
         try:
             await self.serve(stream)
         finally:
@@ -230,6 +240,24 @@ class Channel:
             guard("TDN-T-SES-04").refuse(
                 Reason.UNREACHABLE, f"{self.peer} did not answer the greeting", ConnectionLost
             )
+
+    async def move(self, connect: Callable[[], Awaitable[FrameStream]]) -> None:
+        """The dialling side: go over to a new connection as soon as it stands; nothing happens without an old one.
+
+        Errors: why there is no new one; the old one goes on.
+        """
+        if self.session.state not in CONNECTED:
+            return
+        stream = await self._dial(connect)
+        if self.session.state in CONNECTED and self._next is None:
+            self._next = stream
+            self._drop_connection()
+        else:
+            await close_stream(stream)
+
+    async def _dial(self, connect: Callable[[], Awaitable[FrameStream]]) -> FrameStream:
+        async with within(DIAL_S, f"connecting to {self.peer}"):
+            return await connect()
 
     async def serve(self, stream: FrameStream, hello: Hello | None = None) -> None:
         """Run one connection until it ends; `hello` is the peer's, when the peer has dialled.

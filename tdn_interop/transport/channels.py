@@ -50,7 +50,7 @@ MAX_CONNECTIONS = 16
 class Channels:
     """Ordered exactly-once messages to and from other nodes, by peer and topic.
 
-    `verify(stream, credentials)` raises unless the credentials belong to the certificate of that connection;
+    `credentials(stream)` are those for the certificate that we show on that connection; `verify(stream, credentials)` raises unless the credentials belong to the certificate of that connection;
     `connect(peer)` dials a node, directly or by a tunnel; `admits(peer, topic)` says what is served.
     `inbox_bytes` bounds what has arrived and nobody has received, over all peers; one peer gets half at most.
     """
@@ -58,7 +58,7 @@ class Channels:
     def __init__(
         self,
         me: str,
-        credentials: Callable[[], Credentials],
+        credentials: Callable[[FrameStream], Credentials],
         verify: Callable[[FrameStream, Credentials], None],
         connect: Callable[[str], Awaitable[FrameStream]],
         limits: Limits | None = None,
@@ -186,6 +186,12 @@ class Channels:
         for channel in self._with(peer):
             channel.abort(error or default)
 
+    async def move(self, peer: str) -> None:
+        """Go over to new connections on the sessions with `peer` that we dialled. Errors: why there is none."""
+        for channel in self._with(peer):
+            if channel.session.dialled:
+                await channel.move(partial(self._connect, peer))
+
     async def close(self, timeout_s: float = FAREWELL_S) -> None:
         """Deliver what is queued, say goodbye to everybody and end; after `timeout_s` end anyway."""
         self._closed = True
@@ -283,12 +289,14 @@ class Channels:
 
     def _make(self, session_id: bytes, peer: str, *, dialled: bool) -> Channel:
         session = Session(
-            session_id, me=self.me, dialled=dialled, limits=self._limits, credentials=self._credentials,
-            admits=partial(self._admits, peer), timing=self._timing,
+            session_id, me=self.me, dialled=dialled, limits=self._limits,
+            credentials=lambda: self._credentials(channel.stream), admits=partial(self._admits, peer),
+            timing=self._timing,
         )  # fmt: skip
-        return Channel(
+        channel = Channel(
             session, peer, clock=self._clock, verify=self._verify, deliver=self._deliver, report=self._note
         )
+        return channel
 
     def _deliver(self, channel: Channel, arrived: Deliver) -> None:
         consumed = partial(_give_back, weakref.ref(channel), arrived.topic, arrived.cost)

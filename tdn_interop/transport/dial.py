@@ -67,7 +67,7 @@ class Dialled:
         self._dialler = dialler
         self._path = dialler.folder / f"out{next(_numbers)}"
         self._server: asyncio.Server | None = None
-        self._pipes: set[Pipe] = set()
+        self._pipes: dict[Pipe, Pipe] = {}  # what comes from gRPC -> where it goes out
         self._tasks: set[asyncio.Task[None]] = set()
         self._first: Pipe | None = None  # dialled, and not yet used
         self.channel: grpc.aio.Channel
@@ -95,7 +95,7 @@ class Dialled:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for pipe in (*self._pipes, self._first):
+        for pipe in (*self._pipes, *self._pipes.values(), self._first):
             if pipe and pipe.transport:
                 pipe.transport.abort()
         self._path.unlink(missing_ok=True)
@@ -115,17 +115,13 @@ class Dialled:
         """End the connections when the certificate of the node has expired; dialling again asks for a new one."""
         if self.peer and self.peer.expires_at_ms <= now_ms and self._pipes:
             _note(expired(self.peer))
-            for pipe in self._pipes:
-                if pipe.transport:
-                    pipe.transport.abort()
+            self._abort()
 
     def drop_refused(self) -> None:
         """End the connections when the node is refused by now; dialling again says why."""
         if self.peer and self._pipes and (refusal := self._dialler.refusal(self.peer.node)):
             _note(refusal)
-            for pipe in self._pipes:
-                if pipe.transport:
-                    pipe.transport.abort()
+            self._abort()
 
     @property
     def stands(self) -> bool:
@@ -148,7 +144,7 @@ class Dialled:
             if isinstance(error, asyncio.CancelledError):
                 raise
             return
-        self._pipes.update((local, remote))
+        self._pipes[local] = remote
         local.join(remote)
 
     async def _dial(self) -> Pipe:
@@ -180,9 +176,14 @@ class Dialled:
         self.error = None
         return remote
 
-    def forget(self, pipe: Pipe) -> None:
+    def forget(self, local: Pipe) -> None:
         """Drop a connection that has ended."""
-        self._pipes.discard(pipe)
+        self._pipes.pop(local, None)
+
+    def _abort(self) -> None:
+        for pipe in [*self._pipes, *self._pipes.values()]:
+            if pipe.transport:
+                pipe.transport.abort()
 
 
 def _note(error: TdnError) -> None:

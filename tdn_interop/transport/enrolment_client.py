@@ -64,21 +64,12 @@ async def enrol(token: Token, key: Identity, role: str, folder: Path) -> Enrolle
     async with _Issuer(token, lambda: tls.enrolment_context(root_pem), folder) as issuer:  # 3
         answer = await issuer.enrol(request)  # 4
     membership = _membership(token, key, answer)  # 5
-    chain = [_certificate(der) for der in answer.tls_chain_der]
+    chain = [pki.read(der) for der in answer.tls_chain_der]
     named = chain and pki.read_peer(pki.der(chain[0])).node == key.node
     _ours(named and chain[0].public_key() == tls_key.public_key())  # 6
-    authority = pki.Authority(_certificate(answer.ca_der), ca_key) if ca_key else None
+    authority = pki.Authority(pki.read(answer.ca_der), ca_key) if ca_key else None
     _ours(authority is None or authority.certificate.public_key() == authority.key.public_key())
     return Enrolled(root, chain, tls_key, authority, membership)
-
-
-def _certificate(der: bytes) -> x509.Certificate:
-    try:
-        return x509.load_der_x509_certificate(der)
-    except pki.UNREADABLE:
-        guard("TDN-T-ENC-01").refuse(
-            Reason.INVALID_REQUEST, "the issuer sent something that is no certificate"
-        )
 
 
 def _ours(ok: object) -> None:

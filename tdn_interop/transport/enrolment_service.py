@@ -7,29 +7,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc.aio
-from cryptography import x509
 
 from tdn_interop import identity, ids
 from tdn_interop._pb.tdn.transport.v1 import enrolment_service_pb2, enrolment_service_pb2_grpc
 from tdn_interop.errors import Reason, Refused, guard
 from tdn_interop.identity import Identity, Signed
 from tdn_interop.transport import pki, records_wire
+from tdn_interop.transport.issuer import Issuer, read_application
 from tdn_interop.transport.membership import Members
-from tdn_interop.transport.pki import Authority
-from tdn_interop.transport.records_wire import Application, NodeRecord
+from tdn_interop.transport.records_wire import NodeRecord
 from tdn_interop.transport.trust import now_ms
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Endorse = Callable[[Signed], Awaitable[Signed]]
-
-
-def read_application(signed: Signed) -> Application:
-    """The application, if the key it names signed it. Errors: SIGNATURE_INVALID, INVALID_REQUEST."""
-    application = records_wire.decode_application(signed.statement)
-    ok = signed.signer == application.node_id
-    ok = ok and identity.verify(identity.APPLICATION, signed, application.identity_key)
-    guard("TDN-T-IDN-07").check(ok, Reason.SIGNATURE_INVALID, "the applicant did not sign its application")
-    return application
 
 
 class Endorser:
@@ -74,15 +64,12 @@ class EndorsementServicer(enrolment_service_pb2_grpc.EndorsementServiceServicer)
 
 
 class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
-    """Issues certificates to nodes directly below `issuer`."""
+    """Makes members of nodes directly below the issuer."""
 
     def __init__(
-        self, issuer: str, role: str, authority: Authority, root_der: bytes, own_record: Signed, members: Members,
-        endorse: Endorse,
+        self, issuer: Issuer, root_der: Callable[[], bytes], own_record: Signed, members: Members, endorse: Endorse
     ) -> None:  # fmt: skip
         self._issuer = issuer
-        self._role = role
-        self._authority = authority
         self._root_der = root_der
         self._own_record = own_record
         self._members = members
@@ -93,7 +80,7 @@ class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
     ) -> enrolment_service_pb2.GetTrustResponse:
         """See the proto."""
         del request, context
-        return enrolment_service_pb2.GetTrustResponse(root_der=self._root_der)
+        return enrolment_service_pb2.GetTrustResponse(root_der=self._root_der())
 
     async def Enrol(  # noqa: N802  the name of the RPC
         self, request: enrolment_service_pb2.EnrolRequest, context: Context
@@ -106,30 +93,15 @@ class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
         del context
         signed = records_wire.signed_from_pb(request.application)
         application = read_application(signed)
-        self._allowed(application)
+        self._issuer.check(application)
         secret = hashlib.sha256(request.secret).digest()
         await self._members.check_token(secret, application.node_id, application.role)
-        certificates = self._issue(application)
         record = await self._endorse(signed)
+        issued = await self._issuer.issue(application)
         await self._members.admit(secret, records_wire.decode_record(record.statement), record)
         return enrolment_service_pb2.EnrolResponse(
-            tls_chain_der=[pki.der(c) for c in certificates[0]],
-            ca_der=pki.der(certificates[1]) if certificates[1] else b"",
+            tls_chain_der=[pki.der(c) for c in issued.chain],
+            ca_der=pki.der(issued.ca) if issued.ca else b"",
             record=records_wire.signed_to_pb(record),
             issuer_record=records_wire.signed_to_pb(self._own_record),
-        )
-
-    def _allowed(self, application: Application) -> None:
-        below = ids.parent(application.node_id) == self._issuer
-        ok = below and application.role in (("child", "hub") if self._role == "top" else ("child",))
-        message = f"{self._issuer} cannot enrol {application.node_id} as {application.role}"
-        guard("TDN-T-IDN-07").check(ok, Reason.POLICY_DENIED, message, Refused)
-
-    def _issue(self, application: Application) -> tuple[list[x509.Certificate], x509.Certificate | None]:
-        leaf = pki.issue_leaf(self._authority, application.node_id, pki.requested_key(application.tls_csr))
-        chain = [leaf] if self._role == "top" else [leaf, self._authority.certificate]
-        if application.role != "hub":
-            return chain, None
-        return chain, pki.issue_intermediate(
-            self._authority, application.node_id, pki.requested_key(application.ca_csr)
         )

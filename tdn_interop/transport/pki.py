@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -43,11 +43,20 @@ class Authority:
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """What the verified certificate of a connection says."""
+    """What the verified certificate of a connection says, and which one of ours the other side was shown."""
 
     node: str
     tls_key_sha256: bytes
     expires_at_ms: int
+    issued_at_ms: int = 0
+    ours: x509.Certificate | None = None
+
+    def at(self, share: float) -> int:
+        """When this share of its life is over, in milliseconds since the epoch."""
+        return int(self.issued_at_ms + (self.expires_at_ms - self.issued_at_ms) * share)
+
+
+PrivateKey = ec.EllipticCurvePrivateKey
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -76,6 +85,32 @@ def create_root(top: str) -> Authority:
     certificate = _build(_name(f"{top} root"), _name(f"{top} root"), key.public_key(), ROOT_LIFE)
     certificate = _as_ca(certificate, path_length=1, permitted=top)
     return Authority(certificate.sign(key, hashes.SHA256()), key)
+
+
+def read(certificate_der: bytes) -> x509.Certificate:
+    """A certificate that somebody sent. Errors: INVALID_REQUEST."""
+    try:
+        return x509.load_der_x509_certificate(certificate_der)
+    except UNREADABLE:
+        guard("TDN-T-ENC-01").refuse(
+            Reason.INVALID_REQUEST, "the issuer sent something that is no certificate"
+        )
+
+
+def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
+    """True when the key of `issuer` signed the certificate."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
+
+
+def renewal_due_ms(certificate: x509.Certificate, share: float = 2 / 3) -> int:
+    """When this share of its life is over, counted from its issue and not from the slack before it."""
+    ends = certificate.not_valid_after_utc
+    starts = min(certificate.not_valid_before_utc + SKEW, ends)
+    return int((starts + (ends - starts) * share).timestamp() * 1000)
 
 
 def read_root(root_der: bytes, top: str) -> x509.Certificate:
@@ -123,8 +158,9 @@ def issue_leaf(
     issuer: Authority, node: str, key: ec.EllipticCurvePublicKey, life: dt.timedelta = LEAF_LIFE,
     starts: dt.datetime | None = None,
 ) -> x509.Certificate:  # fmt: skip
-    """A leaf for `node`, good for client and server, with exactly one DNS name."""
-    builder = _build(_name(node), issuer.certificate.subject, key, life, starts)
+    """A leaf for `node`, good for client and server, with exactly one DNS name. It does not outlive its issuer."""
+    ends = issuer.certificate.not_valid_after_utc
+    builder = _build(_name(node), issuer.certificate.subject, key, life, starts, ends)
     builder = (
         builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(node)]), critical=False)
@@ -140,7 +176,8 @@ def issue_leaf(
 
 def issue_intermediate(issuer: Authority, hub: str, key: ec.EllipticCurvePublicKey) -> x509.Certificate:
     """The CA certificate of `hub`: it can name only itself and nodes below."""
-    builder = _build(_name(f"{hub} hub"), issuer.certificate.subject, key, CA_LIFE)
+    ends = issuer.certificate.not_valid_after_utc
+    builder = _build(_name(f"{hub} hub"), issuer.certificate.subject, key, CA_LIFE, latest=ends)
     builder = _as_ca(builder, path_length=0, permitted=hub)
     return builder.add_extension(_authority_id(issuer), critical=False).sign(issuer.key, hashes.SHA256())
 
@@ -160,7 +197,7 @@ def read_peer(certificate_der: bytes) -> PeerCertificate:
             Refused,
         )
     node = ids.node_id(names[0].value, PeerProtocolError)
-    return PeerCertificate(node, key, int(certificate.not_valid_after_utc.timestamp() * 1000))
+    return PeerCertificate(node, key, renewal_due_ms(certificate, 1), renewal_due_ms(certificate, 0))
 
 
 def spki_sha256(certificate: x509.Certificate) -> bytes:
@@ -192,7 +229,7 @@ def _name(common: str) -> x509.Name:
 
 def _build(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, life: dt.timedelta,
-    starts: dt.datetime | None = None,
+    starts: dt.datetime | None = None, latest: dt.datetime | None = None,
 ) -> x509.CertificateBuilder:  # fmt: skip
     now = starts or dt.datetime.now(dt.UTC)
     return (
@@ -202,7 +239,7 @@ def _build(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now if starts else now - SKEW)
-        .not_valid_after(now + life)
+        .not_valid_after(min(now + life, latest) if latest else now + life)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 

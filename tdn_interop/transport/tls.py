@@ -7,16 +7,17 @@ TLS would answer UNAVAILABLE to all of them (docs/design/0001-one-front.md).
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from cryptography import x509
+
 from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, Unavailable, guard
 from tdn_interop.transport import pki
-
-C = TypeVar("C", bound=ssl.SSLContext)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,13 @@ class _Handshake(ssl.SSLObject):
             raise
 
 
-class ServerContext(ssl.SSLContext):
+class Context(ssl.SSLContext):
+    """The context of one connection; `leaf` is the certificate that it shows."""
+
+    leaf: x509.Certificate
+
+
+class ServerContext(Context):
     """The context of one connection. `tell` sends the alert of a refused handshake.
 
     asyncio closes the connection and drops the alert; the other side would only see that the
@@ -68,6 +75,9 @@ class ServerContext(ssl.SSLContext):
 ServerContext.sslobject_class = _Handshake
 
 
+C = TypeVar("C", bound=Context)
+
+
 def server_context(files: TlsFiles, *, mutual: bool = True) -> ServerContext:
     """TLS 1.3 as the listening side; `mutual` demands a client certificate."""
     context = _strict(ServerContext(ssl.PROTOCOL_TLS_SERVER), files)
@@ -75,9 +85,9 @@ def server_context(files: TlsFiles, *, mutual: bool = True) -> ServerContext:
     return context
 
 
-def client_context(files: TlsFiles) -> ssl.SSLContext:
+def client_context(files: TlsFiles) -> Context:
     """TLS 1.3 as the dialling side: shows the leaf, checks the name of the other side."""
-    return _strict(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), files)
+    return _strict(Context(ssl.PROTOCOL_TLS_CLIENT), files)
 
 
 def enrolment_context(root_pem: str | None) -> ssl.SSLContext:
@@ -101,6 +111,7 @@ def _strict(context: C, files: TlsFiles) -> C:
     context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no SHA-1 signatures, no RSA below 2048 bits in a chain
     context.load_cert_chain(files.chain, files.key)
     context.load_verify_locations(files.root)
+    context.leaf = x509.load_pem_x509_certificate(files.chain.read_bytes())
     return context
 
 
@@ -109,7 +120,22 @@ def peer_certificate(connection: ssl.SSLObject) -> pki.PeerCertificate:
     certificate = connection.getpeercert(binary_form=True)
     if not certificate:
         guard("TDN-T-IDN-01").refuse(Reason.UNAUTHENTICATED, "the other side showed no certificate")
-    return pki.read_peer(certificate)
+    ours = connection.context.leaf if isinstance(connection.context, Context) else None
+    return dataclasses.replace(pki.read_peer(certificate), ours=ours)
+
+
+def self_test(files: TlsFiles, node: str) -> pki.PeerCertificate:
+    """What a peer that trusts the same roots sees of us. Errors: those of a handshake; OSError for unusable files."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    dialling = client_context(files).wrap_bio(down, up, server_hostname=node)
+    listening = server_context(files).wrap_bio(up, down, server_side=True)
+    try:
+        for side in (dialling, listening, dialling, listening):  # hello, answer, finished, finished
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+        return peer_certificate(dialling)
+    except ssl.SSLError as error:
+        raise explain(error, node) from error
 
 
 # What OpenSSL says -> (reason, requirement, our words). The first match decides.

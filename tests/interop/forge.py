@@ -109,8 +109,9 @@ class Impostor:
         return Credentials(self.record, delegation(stranger(self.node), self.tls_key))
 
     def channels(self, connect=None, credentials=None) -> Channels:
+        made = credentials or self.credentials
         return Channels(
-            self.node, credentials or self.credentials, lambda _stream, _credentials: None, connect or _nowhere,
+            self.node, lambda _stream: made(), lambda _stream, _credentials: None, connect or _nowhere,
         )  # fmt: skip
 
     def dial(self, victim: str, address: str, folder: Path, credentials=None) -> Channels:

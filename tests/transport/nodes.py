@@ -35,7 +35,7 @@ class Nodes:
             "limits": self.limits, "timing": self.timing,
         }  # fmt: skip
         channels = Channels(
-            node, lambda: credentials(node), on_event=lambda event: self.events.append((node, event)),
+            node, lambda _stream: credentials(node), on_event=lambda event: self.events.append((node, event)),
             **(defaults | options),
         )  # fmt: skip
         self.net.attach(node, channels.accept)
