@@ -7,7 +7,8 @@ that the loop never waits for credit, receives are one task per peer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,10 +28,15 @@ from tdn_interop.algo.task import (
     TaskMachine,
     perform,
 )
-from tdn_interop.errors import PeerProtocolError, Reason, TdnError, guard
+from tdn_interop.errors import PeerProtocolError, Reason, TdnError, Unavailable, guard
+from tdn_interop.reasons import Retry
 from tdn_interop.transport.channels import Channels
 
 SEND_S = 300.0
+
+
+class Interruption(Unavailable):
+    """A session or a way to a peer has gone. Nothing is wrong with the task: it can run again from its inputs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +76,7 @@ class Driver:
         self._result = Result()
 
     async def run(self) -> Result:
-        """Run to the end. Errors: those of the machine, the peers and the channels. Secrets are erased in any case."""
+        """Run to the end. Errors: Interruption, those of the machine and the peers. Secrets are erased in any case."""
         senders = {role: self._worker(self._send(role)) for role in self._place.nodes}
         receivers = [self._worker(self._receive(role)) for role in self._place.nodes]
         try:
@@ -101,7 +107,8 @@ class Driver:
             emptied.cancel()
         if sender.done():
             await sender
-        await self._channels.flush(self._place.nodes[role], self._place.topic, SEND_S)
+        with _interruptible():
+            await self._channels.flush(self._place.nodes[role], self._place.topic, SEND_S)
 
     def _worker(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Work that ends only by an error, which is an event then."""
@@ -150,15 +157,28 @@ class Driver:
     async def _receive(self, role: str) -> None:
         node = self._place.nodes[role]
         while True:
-            _, data = await self._channels.receive(self._place.topic, node)
+            with _interruptible():
+                _, data = await self._channels.receive(self._place.topic, node)
             self._events.put_nowait(Received(role, wire.decode_message(data)))
 
     async def _send(self, role: str) -> None:
         node, queue = self._place.nodes[role], self._outgoing[role]
         while True:
             message = await queue.get()
-            await self._channels.send(node, self._place.topic, wire.encode_message(message), SEND_S)
+            with _interruptible():
+                await self._channels.send(node, self._place.topic, wire.encode_message(message), SEND_S)
             queue.task_done()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Errors of channels that a new session or a later try may not meet are interruptions."""
+    try:
+        yield
+    except TdnError as error:
+        if error.reason.value.retry is Retry.NO:
+            raise
+        raise Interruption(error.reason, error.message, error.requirement) from error
 
 
 def _defect(error: BaseException) -> TdnError:

@@ -268,6 +268,10 @@ class JobMachine(Machine):
         """The wish to be woken when the time of the present stage is over."""
         return WakeAfter(self.state, getattr(self._timeouts, self.limits[self.state]), self.epoch)
 
+    def found(self, epoch: int, state: enum.Enum | None) -> None:
+        """Go on from what a record says, for want of a journal."""
+        self.epoch, self.state = epoch, state or self.state
+
     def _said(self, sender: str, kind: type[MessageT]) -> MessageT | None:
         """What `sender` has said of this kind, in this epoch if it is said in each."""
         found = self._accepted.get((sender, kind, self.epoch if issubclass(kind, PER_EPOCH) else 0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from tdn_interop.app.evidence.statements import SALT_BYTES, commitment
 from tdn_interop.app.flow import FlowSpec
 from tdn_interop.app.mesh import Mesh
 from tdn_interop.app.resources import Resources, resource_commitment
+from tdn_interop.app.spool import Spool
 from tdn_interop.app.store.resources import ResourceRow
 from tdn_interop.app.terms import Agreement, InputOffer, Offer
 from tdn_interop.config import NodeConfig
@@ -38,6 +39,8 @@ from tdn_interop.transport.trust import now_ms
 # The portable kernel needs about 40 microseconds per item and ladder; two threads keep both cores busy.
 COMPUTE_THREADS = 2
 RESULT_FACTS = {"result_rows", "result_file", "result_sha256", "result_salt"}
+# A run that was interrupted waits so long before it is tried again, in seconds: doubled each time.
+PAUSE_S, LONGEST_PAUSE_S = 0.1, 10.0
 
 
 @dataclass
@@ -53,8 +56,7 @@ class Part:
     agreement: Agreement | None = None
     agreement_digest: bytes = b""
     keys: KeySet | None = None
-    result: Result | None = None
-    written: Written | None = None
+    written: Written | None = None  # the result: in the spool, then also in its place
     commitment: bytes = b""
     hops: int = 0
     facts: dict[str, str] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class Work:
         self._mesh = mesh
         self._resources = resources
         self._config: NodeConfig = mesh.config
+        self.spool = Spool(mesh.config.file("spool"))
         self._pool = ThreadPoolExecutor(COMPUTE_THREADS, thread_name_prefix="compute")
 
     def close(self) -> None:
@@ -84,7 +87,7 @@ class Work:
         by_rule = isinstance(decision, Approve)
         try:
             part.inputs = [await self._bound(entry) for entry in self._own_inputs(part)]
-            if self._mesh.me in flow.only_task(part.flow).receivers:
+            if self._receives(part):
                 self._output(part)
         except TdnError as error:
             if by_rule:
@@ -112,7 +115,12 @@ class Work:
         return part.agreement_digest
 
     async def load(self, part: Part) -> None:
-        """Read this node's keys. Errors: DIGEST_MISMATCH, EMPTY_SET, INPUT_INVALID, INVALID_ITEM, TOO_LARGE."""
+        """Read this node's keys, once. Errors: DIGEST_MISMATCH, EMPTY_SET, INPUT_INVALID, INVALID_ITEM, TOO_LARGE."""
+        if part.keys:
+            return
+        if part.offer and not part.inputs:  # the offer of an earlier process: the very versions that it binds
+            bound = job_wire.decode_offer(part.offer.statement).inputs
+            part.inputs = [await self._resources.find(each.resource) for each in bound]
         for entry, row in zip(self._own_inputs(part), part.inputs, strict=True):
             form = CsvFormat(row.encoding, row.delimiter)
             normalisation = flow.only_task(part.flow).normalisation
@@ -132,8 +140,13 @@ class Work:
             }  # fmt: skip
 
     async def run(self, part: Part, epoch: int, on_progress: Callable[[int], None]) -> None:
-        """Run this node's machine against the others. Errors: those of the machine, the peers, the channels."""
+        """Run this node's machine against the others; the result is in the spool then.
+
+        Errors: Interruption; those of the machine and the peers; DIGEST_MISMATCH when the result is not that of
+        an epoch before.
+        """
         assert part.agreement is not None  # noqa: S101  the machine starts only what was agreed
+        await self.load(part)
         task = flow.only_task(part.flow)
         roles = flow.roles(task)
         role = roles[self._mesh.me]
@@ -143,62 +156,92 @@ class Work:
         items = part.keys.items if part.keys else []
         machine = catalogue.algorithm(part.agreement.choice.algorithm).machine(role, bound, items, receivers)
         others = {name: node for node, name in roles.items() if node != self._mesh.me}
+        self._mesh.channels.discard(topic(part.job_id, task.name, epoch - 1))
         place = Place(topic(part.job_id, task.name, epoch), others, epoch)
-        part.result = await Driver(machine, place, self._mesh.channels, self._pool, on_progress).run()
+        result = await Driver(machine, place, self._mesh.channels, self._pool, on_progress).run()
         part.hops = max((len(self._mesh.peers.paths.get(node, ())) for node in others.values()), default=0)
-        part.facts |= {name: str(count) for name, count in part.result.facts.items()}
+        part.facts |= {name: str(count) for name, count in result.facts.items()}
+        if self._receives(part):
+            await self._keep(part, result)
 
     async def deliver(self, part: Part) -> None:
-        """Write the result, if this node receives one. Errors: OUTPUT_EXISTS, DIGEST_MISMATCH and others."""
-        task = flow.only_task(part.flow)
-        if self._mesh.me not in task.receivers:
+        """Put the result in its place, if this node receives one; again is no matter. Errors: OUTPUT_EXISTS and others."""
+        if not self._receives(part):
             return
-        guard("TDN-A-SS-09").check(
-            part.result and part.result.output is not None,
-            Reason.INTERNAL,
-            "there is no result to deliver",
-            Refused,
-        )
-        part.written = await self._written(part)
-        salt = secrets.token_bytes(SALT_BYTES)
-        part.commitment = commitment(salt, bytes.fromhex(part.written.sha256))
-        part.facts |= {
-            "result_rows": str(part.written.rows), "result_file": str(part.written.path),
-            "result_sha256": part.written.sha256, "result_salt": salt.hex(),
-        }  # fmt: skip
+        if part.written is None:  # an earlier process has computed it
+            rows = int(part.facts["result_rows"])
+            part.written = await asyncio.to_thread(self.spool.found, part.job_id, rows)
+        whole = part.written and part.written.sha256 == part.facts["result_sha256"]
+        told = "the computed result is not in the spool any more"
+        guard("TDN-F-RCV-01").check(whole, Reason.DIGEST_MISMATCH, told, Refused)
+        part.written = await _finished(self.spool.deliver, part.job_id, part.written, self._target(part))
+        part.facts |= {"result_file": str(part.written.path)}
+
+    def stop(self, part: Part) -> None:
+        """Forget the result of a run that is over, but not which one it was."""
+        self.spool.drop(part.job_id)
+        part.written = None
+
+    def recall(self, part: Part, facts: Mapping[str, str]) -> None:
+        """Know again what an earlier process has computed and delivered, from the facts on record."""
+        part.facts = dict(facts)
+        if salt := facts.get("result_salt"):
+            part.commitment = commitment(bytes.fromhex(salt), bytes.fromhex(facts["result_sha256"]))
 
     def discard(self, part: Part) -> None:
         """Remove what was put out and forget the data: the part has stopped, and has not stated success."""
-        if part.written:
-            part.written.path.unlink(missing_ok=True)
-            part.written = None
-            part.facts = {name: fact for name, fact in part.facts.items() if name not in RESULT_FACTS}
-        part.keys = part.result = None
+        if part.offer and self._receives(part):
+            self.spool.withdraw(part.job_id, self._target(part))
+            self.forget(part)
+        part.facts = {name: fact for name, fact in part.facts.items() if name not in RESULT_FACTS}
+        part.keys, part.written, part.commitment = None, None, b""
 
-    async def _written(self, part: Part) -> Written:
-        writing = asyncio.ensure_future(asyncio.to_thread(self._write, part))
-        try:
-            return await asyncio.shield(writing)
-        except asyncio.CancelledError:  # a thread cannot be stopped: what it still puts out goes away again
-            await asyncio.gather(writing, return_exceptions=True)
-            if not writing.exception():
-                writing.result().path.unlink(missing_ok=True)
-            raise
+    def forget(self, part: Part) -> None:
+        """Keep no copy of a result that is in its place."""
+        if part.offer and self._receives(part):
+            self.spool.drop(part.job_id, self._target(part))
 
-    def _write(self, part: Part) -> Written:
-        task, output, result = flow.only_task(part.flow), self._output(part), part.result
-        matched = result.output if result else ()
-        if part.keys:
+    async def _keep(self, part: Part, result: Result) -> None:
+        guard("TDN-A-SS-09").check(
+            result.output is not None, Reason.INTERNAL, "the run gave no result", Refused
+        )
+        part.written = await _finished(self._write, part, result)
+        known = part.facts.get("result_sha256", part.written.sha256)
+        guard("TDN-F-RCV-01").check(
+            part.written.sha256 == known, Reason.DIGEST_MISMATCH,
+            "this epoch has another result than one before", Refused,
+        )  # fmt: skip
+        salt = bytes.fromhex(part.facts.get("result_salt", "")) or secrets.token_bytes(SALT_BYTES)
+        part.commitment = commitment(salt, bytes.fromhex(known))
+        rows = str(part.written.rows)
+        part.facts |= {"result_rows": rows, "result_sha256": known, "result_salt": salt.hex()}
+
+    def _write(self, part: Part, result: Result) -> Written:
+        task, matched = flow.only_task(part.flow), result.output or ()
+        if keys := part.keys:
             row = part.inputs[0]
-            positions = [m for m in matched or () if isinstance(m, int)]
-            form = CsvFormat(row.encoding, row.delimiter)
-            return results.write_rows(output, Path(row.path), form, row.sha256, part.keys, positions)
-        items = [m for m in matched or () if isinstance(m, bytes)]
-        return results.write_keys(output, task.inputs[0].keys, items)
+            positions = [m for m in matched if isinstance(m, int)]
+            form, source = CsvFormat(row.encoding, row.delimiter), Path(row.path)
+            return self.spool.put(
+                part.job_id,
+                lambda path: results.write_rows(path, source, form, row.sha256, keys, positions),
+            )
+        items = [m for m in matched if isinstance(m, bytes)]
+        columns = task.inputs[0].keys
+        return self.spool.put(part.job_id, lambda path: results.write_keys(path, columns, items))
+
+    def _receives(self, part: Part) -> bool:
+        return self._mesh.me in flow.only_task(part.flow).receivers
+
+    def _target(self, part: Part) -> Path:
+        own = part.coordinator == self._mesh.me
+        return results.locate(self._config.results, self._named(part), own=own)
+
+    def _named(self, part: Part) -> str:
+        return flow.only_task(part.flow).output.path or f"{part.job_id}.csv"
 
     def _output(self, part: Part) -> Path:
-        named = flow.only_task(part.flow).output.path or f"{part.job_id}.csv"
-        return results.place(self._config.results, named, own=part.coordinator == self._mesh.me)
+        return results.place(self._config.results, self._named(part), own=part.coordinator == self._mesh.me)
 
     def _own_inputs(self, part: Part) -> list[flow.Input]:
         return [entry for entry in flow.only_task(part.flow).inputs if entry.party == self._mesh.me]
@@ -234,6 +277,21 @@ class Work:
         allowed = self._config.suites
         served = (replace(a, suites=tuple(s for s in allowed if s in a.suites)) for a in full.algorithms)
         return replace(full, algorithms=tuple(served))
+
+
+async def _finished(work: Callable[..., Written], *arguments: object) -> Written:
+    """`work` in a thread; when the caller is cancelled it ends before we go on, because a thread cannot be stopped."""
+    working = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(working)
+    except asyncio.CancelledError:
+        await asyncio.gather(working, return_exceptions=True)
+        raise
+
+
+def pause_s(epoch: int) -> float:
+    """How long to wait after the interruption of this epoch."""
+    return min(PAUSE_S * (1 << (epoch - 1)), LONGEST_PAUSE_S)
 
 
 def topic(job_id: str, task: str, epoch: int) -> str:

@@ -4,68 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 
-import sqlalchemy as sa
 import structlog
-import tenacity
 
 from tdn_interop.app import flow as flows
 from tdn_interop.app import job_protocol as words
-from tdn_interop.app import job_wire, orphans
+from tdn_interop.app import job_wire
 from tdn_interop.app.data import results
 from tdn_interop.app.evidence.log import EvidenceLog
-from tdn_interop.app.evidence.statements import VERDICT_KIND, Outcome, digest
 from tdn_interop.app.flow import FlowSpec
-from tdn_interop.app.job import JobState
-from tdn_interop.app.job_answers import TOPIC, Answers
-from tdn_interop.app.job_run import TO_PARTY, JobRun
+from tdn_interop.app.job_case import TO_PARTY
+from tdn_interop.app.job_record import Records
+from tdn_interop.app.job_replay import Past
+from tdn_interop.app.job_run import JobRun
 from tdn_interop.app.job_work import Work
+from tdn_interop.app.lease import Leases
 from tdn_interop.app.mesh import Mesh
 from tdn_interop.app.party import PartyState
+from tdn_interop.app.post import Parcel
 from tdn_interop.app.resources import Resources
 from tdn_interop.app.store import jobs as rows
 from tdn_interop.app.store.engine import Store
 from tdn_interop.app.store.jobs import JobRow
 from tdn_interop.app.telemetry import Metrics
 from tdn_interop.errors import ConfigError, Reason, Refused, TdnError, Unavailable, guard
-from tdn_interop.reasons import Retry
 from tdn_interop.transport.channel import ChannelEvent
 from tdn_interop.transport.frame import Failure
-from tdn_interop.transport.records_wire import encode_signed
-from tdn_interop.transport.trust import now_ms
 
 _log = structlog.get_logger("tdn.jobs")
 # Jobs that one coordinator may have open at this node.
 MAX_OPEN = 64
 BUNDLE_S = 30.0
-# What a party can say about the job before it has heard the verdict.
-_SEEN = {
-    PartyState.PENDING: JobState.INITIALIZED,
-    PartyState.AWAITING_APPROVAL: JobState.AWAITING_APPROVAL,
-    PartyState.APPROVED: JobState.AWAITING_APPROVAL,
-    PartyState.RESERVED: JobState.ADMITTING,
-    PartyState.READY: JobState.READY,
-    PartyState.RUNNING: JobState.RUNNING,
-    PartyState.COMPUTED: JobState.RUNNING,
-    PartyState.SUCCESS: JobState.VERIFYING,
-    PartyState.REJECTED: JobState.REJECTING,
-    PartyState.FAILED: JobState.FAILING,
-    PartyState.CANCELLED: JobState.CANCELLING,
-}
-# How the job has ended for a party whose coordinator never gave the verdict.
-_ALONE = {
-    PartyState.SUCCESS: JobState.FAILED,
-    PartyState.REJECTED: JobState.REJECTED,
-    PartyState.FAILED: JobState.FAILED,
-    PartyState.CANCELLED: JobState.CANCELLED,
-}
-
-
-def _needs_new_session(error: BaseException) -> bool:
-    return isinstance(error, TdnError) and error.reason.value.retry is Retry.NEW_SESSION
 
 
 class Jobs:
@@ -76,26 +48,27 @@ class Jobs:
     ) -> None:
         self._mesh = mesh
         self._store = store
-        self._log = log
-        self._metrics = metrics
         self._work = Work(mesh, resources)
+        self._records = Records(mesh, store, log, metrics)
         self._runs: dict[str, JobRun] = {}
-        self._created: dict[str, int] = {}
-        self._ended: dict[str, int] = {}
-        self._noted: dict[str, tuple[str, str]] = {}
-        self._answers = Answers(mesh)
+        self._opening = asyncio.Lock()
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
+        self._leases = Leases(self._runs.values, mesh.pings.ping, time.monotonic)
         mesh.admits = self._admits
-        mesh.on_channel = self._on_channel
+        mesh.post.consumer = self._arrived
+        mesh.listeners.append(self._on_channel)
 
     async def start(self) -> None:
-        """End what an earlier process left open, then listen for job messages."""
+        """Go on with what an earlier process left open; the post may start after this."""
         await asyncio.to_thread(results.sweep, self._mesh.config.results)
-        key = self._mesh.standing.key
-        for orphan in await self._store.run(lambda c: orphans.end_all(c, key, self._log)):
-            for party in orphan.parties:
-                self._mesh.spawn(self._answers.insist(party, orphan.job_id, orphan.message))
-        self._mesh.spawn(self._listen())
+        pasts = await self._records.unfinished()
+        await asyncio.to_thread(self._work.spool.sweep, {past.row.job_id for past in pasts})
+        for past in pasts:
+            try:
+                self._resume(past)
+            except TdnError as error:  # not even its flow can be read
+                self._mesh.refused(error)
+        self._mesh.spawn(self._leases.watch())
 
     async def close(self) -> None:
         """Stop every job where it is."""
@@ -109,7 +82,7 @@ class Jobs:
         """Propose a job; its id.
 
         Errors, before there is a job: those of the flow, POLICY_DENIED unless this node is a party, and
-        why a party cannot be reached.
+        why a party is not known.
         """
         flow = flows.flow_from_toml(flow_toml)
         flows.only_task(flow)
@@ -118,31 +91,21 @@ class Jobs:
             f"{self._mesh.me} is no party of the flow, so it cannot propose it", ConfigError,
         )  # fmt: skip
         for node in flow.parties:
-            await self._reach(node)
+            await self._known(node)
         job_id = secrets.token_hex(16)
         await self._begin(job_id, flow, self._mesh.me)
         return job_id
 
-    async def _reach(self, node: str) -> None:
-        """A name that nobody has is the author's mistake; and a job cannot start with a party that is away."""
+    async def _known(self, node: str) -> None:
+        """A name that nobody has is the author's mistake; a party that is away finds the proposal when it is back."""
         if node == self._mesh.me:
             return
         try:
             await self._mesh.resolve(node)
-            await self._call(node)
         except TdnError as error:
-            guard("TDN-F-TSK-02").refuse(
-                error.reason, f"{node} cannot be reached: {error.message}", Unavailable
-            )
-
-    @tenacity.retry(
-        stop=tenacity.stop_after_attempt(2),
-        retry=tenacity.retry_if_exception(_needs_new_session),
-        reraise=True,
-    )
-    async def _call(self, node: str) -> None:
-        """Hear the node itself: a session from before it restarted looks alive until something is said on it."""
-        await self._mesh.pings.ping(node, self._mesh.config.timeouts.dial_s)
+            if error.reason is not Reason.NO_ROUTE and self._mesh.key_of(node):
+                return  # nobody can be asked now, but we have met it
+            guard("TDN-F-TSK-02").refuse(error.reason, f"{node} is not known: {error.message}", Unavailable)
 
     def decide(self, job_id: str, comment: str, *, approve: bool) -> None:
         """A human decides. Errors: STATE_CONFLICT, JOB_UNKNOWN."""
@@ -221,77 +184,102 @@ class Jobs:
 
     # -- messages ------------------------------------------------------------------------------
 
-    async def _listen(self) -> None:
-        while True:
-            peer, data = await self._mesh.channels.receive(TOPIC)
-            try:
-                job_id, message = job_wire.decode_message(peer, data)
-                await self._dispatch(job_id, message)
-            except TdnError as error:
-                self._mesh.refused(error)
-            except Exception:  # noqa: BLE001  a defect that one message meets must not make the node deaf for all others
-                _log.exception("job message failed", peer=peer)
+    async def _arrived(self, parcel: Parcel) -> None:
+        try:
+            job_id, message = job_wire.decode_message(parcel.peer, parcel.body)
+            self._leases.heard(parcel.peer)
+            (await self._addressed(job_id, message)).receive(message, parcel)
+        except TdnError as error:
+            self._mesh.refused(error)
+            await self._records.done(parcel)
+        except Exception:  # noqa: BLE001  a defect that one message meets must not make the node deaf for all others
+            _log.exception("job message failed", peer=parcel.peer)
+            await self._records.done(parcel)
 
-    async def _dispatch(self, job_id: str, message: words.Message) -> None:
-        run = self._runs.get(job_id)
-        if run is None and isinstance(message, words.Propose):
-            run = await self._proposed(job_id, message)
+    async def _addressed(self, job_id: str, message: words.Message) -> JobRun:
+        """The job that a message is for. Errors: JOB_UNKNOWN, and why a proposal is refused."""
+        async with self._opening:
+            run = self._runs.get(job_id) or await self._opened(job_id, message)
         if run is None:
-            await self._answer(job_id, message)
+            if not isinstance(message, (*TO_PARTY, words.Attested)):
+                answer = await self._records.conclusion(job_id, message.epoch)
+                await self._records.say(message.sender, job_id, answer)
             guard("TDN-F-TSK-05").refuse(
                 Reason.JOB_UNKNOWN,
                 f"{type(message).__name__} from {message.sender} for a job that is not open here",
                 Refused,
             )
-        run.receive(message)
+        return run
 
-    async def _proposed(self, job_id: str, message: words.Propose) -> JobRun:
-        known = await self._store.run(lambda c: rows.get(c, job_id))
+    async def _opened(self, job_id: str, message: words.Message) -> JobRun | None:
+        """A job that begins with this message, or one that has given up and may still take a verdict."""
+        past = await self._records.past(job_id)
+        if past and past.events:
+            return self._resume(past)
+        if not isinstance(message, words.Propose):
+            return None
         guard("TDN-F-TSK-03").check(
-            known is None,
+            past is None,
             Reason.STATE_CONFLICT,
             f"{message.sender} proposes a job that has ended here",
             Refused,
         )
         try:
-            mine = sum(run.part.coordinator == message.sender and not run.over for run in self._runs.values())
-            guard("TDN-T-LIM-03").check(
-                mine < MAX_OPEN,
-                Reason.RESOURCE_EXHAUSTED,
-                f"{message.sender} has {mine} open jobs here",
-                Refused,
-            )
-            flow = flows.flow_from_json(message.flow)
-            flows.check_limits(flow, self._mesh.config.timeouts)
-            for node in (self._mesh.me, message.sender):
-                guard("TDN-F-TSK-02").check(
-                    node in flow.parties, Reason.POLICY_DENIED, f"{node} is no party of the flow", Refused
-                )
+            flow = self._acceptable(message)
         except TdnError as error:
             refusal = words.Refusal(self._mesh.me, 0, Failure.of(error, self._mesh.me))
-            self._answers.give(message.sender, job_id, refusal)
+            await self._records.say(message.sender, job_id, refusal)
             raise
         return await self._begin(job_id, flow, message.sender)
 
-    async def _answer(self, job_id: str, message: words.Message) -> None:
-        """Tell a party that reports to us how its job has ended, or that it has no coordinator any more."""
-        if isinstance(message, (*TO_PARTY, words.Attested)):
-            return
-        me, epoch = self._mesh.me, message.epoch
+    def _acceptable(self, proposal: words.Propose) -> FlowSpec:
+        sender = proposal.sender
+        mine = sum(run.part.coordinator == sender and not run.over for run in self._runs.values())
+        guard("TDN-T-LIM-03").check(
+            mine < MAX_OPEN, Reason.RESOURCE_EXHAUSTED, f"{sender} has {mine} open jobs here", Refused
+        )
+        flow = flows.flow_from_json(proposal.flow)
+        flows.check_limits(flow, self._mesh.config.timeouts)
+        for node in (self._mesh.me, sender):
+            guard("TDN-F-TSK-02").check(
+                node in flow.parties, Reason.POLICY_DENIED, f"{node} is no party of the flow", Refused
+            )
+        return flow
 
-        def ended(connection: sa.Connection) -> words.Message | None:
-            row = rows.get(connection, job_id)
-            return orphans.conclusion(connection, row, epoch) if row and row.coordinator == me else None
+    def _admits(self, peer: str, topic: str) -> bool:
+        kind, _, rest = topic.partition("/")
+        run = self._runs.get(rest.partition("/")[0])
+        return kind == "user" or (kind == "task" and run is not None and peer in run.part.flow.parties)
 
-        lost = Failure(Reason.JOB_UNKNOWN, "the job is not open here", me)
-        answer = await self._store.run(ended) or words.Abort(me, epoch, Outcome.FAILED, lost)
-        self._answers.give(message.sender, job_id, answer)
+    def _on_channel(self, event: ChannelEvent) -> None:
+        if event.kind in ("opened", "resumed", "received"):
+            self._leases.heard(event.peer)
+
+    # -- runs ----------------------------------------------------------------------------------
 
     async def _begin(self, job_id: str, flow: FlowSpec, coordinator: str) -> JobRun:
-        self._created[job_id] = now_ms()
-        run = JobRun(job_id, flow, coordinator, self._mesh, self._work, self._keep)
-        self._runs[job_id] = run
+        run = self._new(job_id, flow, coordinator)
         await self._keep(run)
+        run.start()
+        return run
+
+    def _new(self, job_id: str, flow: FlowSpec, coordinator: str) -> JobRun:
+        self._runs[job_id] = JobRun(job_id, flow, coordinator, self._mesh, self._work, self._keep)
+        return self._runs[job_id]
+
+    def _resume(self, past: Past) -> JobRun:
+        """The job as it was; if its journal cannot be taken, it fails."""
+        row = past.row
+        flow = flows.flow_from_json(row.flow)
+        run = self._new(row.job_id, flow, row.coordinator)
+        try:
+            run.resume(past)
+        except TdnError as error:
+            self._mesh.refused(error)
+            run = self._new(row.job_id, flow, row.coordinator)
+            run.salvage(past, error)
+        if run.over:
+            self._ended(run)
         run.start()
         return run
 
@@ -303,96 +291,29 @@ class Jobs:
             )
         return run
 
-    def _admits(self, peer: str, topic: str) -> bool:
-        if topic == TOPIC or topic.startswith("user/"):
-            return True
-        kind, _, rest = topic.partition("/")
-        run = self._runs.get(rest.partition("/")[0])
-        return kind == "task" and run is not None and peer in run.part.flow.parties
-
-    def _on_channel(self, event: ChannelEvent) -> None:
-        if event.kind == "failed":
-            for run in self._runs.values():
-                run.lost(event.peer)
-
-    # -- the record ----------------------------------------------------------------------------
-
     async def _keep(self, run: JobRun) -> None:
-        """Write the record and, in the same transaction, the events that belong to it.
-
-        One tells of the verdict, when it has been accepted, and one of every change of state.
-        """
-        if run.over:
-            self._end(run.part.job_id)
+        """Write the record."""
+        if run.over and not run.leaving:
+            self._ended(run)
         async with run.recording:
-            await self._write(run)
+            await self._records.write(run)
         for watcher in self._watchers.get(run.part.job_id, ()):
             watcher.set()
 
-    async def _write(self, run: JobRun) -> None:
-        row = self._row(run)
-        states = (row.state, row.party_state)
-        changed = self._noted.get(row.job_id) != states
-        verdict = run.papers.verdict if run.papers.verdict_index is None else None
-
-        def write(connection: sa.Connection) -> int | None:
-            rows.put(connection, row)
-            for party in run.papers.parties.values():
-                rows.put_party(connection, party)
-            index = None
-            if verdict:
-                outcome = {"outcome": row.state}
-                index = self._log.append_in(connection, VERDICT_KIND, row.job_id, outcome, digest(verdict))
-            if changed:
-                facts = {
-                    "state": row.state,
-                    "partyState": row.party_state,
-                    "epoch": str(row.epoch),
-                    "flowSha256": row.flow_sha256.hex(),
-                }
-                self._log.append_in(connection, "job.state", row.job_id, facts)
-            return index
-
-        index = await self._store.run(write)
-        self._noted[row.job_id] = states
-        if verdict:
-            run.papers.verdict_index = index
-        if changed:
-            self._metrics.job.labels(row.state).inc()
-            _log.info("job", job=row.job_id, state=row.state, party_state=row.party_state)
-
-    def _end(self, job_id: str) -> None:
+    def _ended(self, run: JobRun) -> None:
         """Once for each job: it has ended, and only evidence may still come."""
-        if job_id not in self._ended:
-            self._ended[job_id] = now_ms()
-            self._mesh.channels.discard(f"task/{job_id}/")
-            asyncio.get_running_loop().call_later(BUNDLE_S, self._drop, job_id)
+        run.leaving = True
+        self._mesh.channels.discard(f"task/{run.part.job_id}/")
+        asyncio.get_running_loop().call_later(BUNDLE_S, self._drop, run.part.job_id)
 
     def _drop(self, job_id: str) -> None:
-        for memory in (self._noted, self._created, self._ended):
-            memory.pop(job_id, None)
         run = self._runs.pop(job_id, None)
         if run:
-            self._mesh.spawn(run.close())
+            self._mesh.spawn(self._leave(run))
 
-    def _row(self, run: JobRun) -> JobRow:
-        part, flow = run.part, run.part.flow
-        choice = part.agreement.choice if part.agreement else None
-        if run.papers.verdict:
-            state = job_wire.decode_verdict_outcome(run.papers.verdict.statement).name
-        elif run.job:
-            state = run.job.state.name
-        else:
-            party = PartyState[run.party.state.name]
-            state = (_ALONE if run.over else _SEEN)[party].name
-        verdict = run.papers.verdict or run.papers.given
-        created = self._created[part.job_id]
-        return JobRow(
-            part.job_id, "coordinator" if run.job else "party", part.coordinator, flows.canonical(flow),
-            flows.flow_sha256(flow), state, run.party.state.name, created, now_ms(), run.party.epoch,
-            job_wire.encode_agreement(part.agreement) if part.agreement else None,
-            choice.algorithm if choice else "", choice.suite if choice else "",
-            None if run.failure is None else asdict(run.failure) | {"reason": run.failure.reason.name},
-            dict(part.facts), part.hops, encode_signed(verdict) if verdict else None, run.papers.bundle,
-            self._ended.get(part.job_id, 0),
-        )  # fmt: skip
+    async def _leave(self, run: JobRun) -> None:
+        await run.close()
+        for parcel in run.undone():
+            await self._records.done(parcel)
+        if run.papers.verdict:  # without one, a late one is still taken
+            await self._records.close(run.part.job_id)

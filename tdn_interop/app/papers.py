@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from tdn_interop import identity
+from tdn_interop.algo.machine import Effect, Event
 from tdn_interop.app import agreement as agreements
-from tdn_interop.app import job, job_wire
+from tdn_interop.app import job_events as steps
 from tdn_interop.app import job_protocol as words
+from tdn_interop.app import job_wire
 from tdn_interop.app.agreement import Approved
 from tdn_interop.app.evidence import bundle, wire
 from tdn_interop.app.evidence.chain import check_attestation
@@ -27,12 +29,13 @@ from tdn_interop.app.evidence.statements import (
     digest,
 )
 from tdn_interop.app.evidence.verdict import check_outcome, check_statements
+from tdn_interop.app.job_replay import Past
 from tdn_interop.app.job_work import Part
 from tdn_interop.app.mesh import Mesh
 from tdn_interop.app.store.jobs import JobPartyRow
 from tdn_interop.errors import Reason, guard
 from tdn_interop.identity import Signed
-from tdn_interop.transport.records_wire import encode_signed
+from tdn_interop.transport.records_wire import decode_signed, encode_signed
 from tdn_interop.transport.trust import now_ms
 
 
@@ -57,6 +60,52 @@ class Papers:
         self._stated: Signed | None = None
         self._verdict_sha256 = b""
 
+    def recall(self, event: Event, answered: Effect | None) -> None:
+        """Know again what came with an event that an earlier process has taken, in answer to this effect."""
+        part = self._part
+        match event, answered:
+            case steps.Approved(offer=offer), _:
+                part.offer = offer
+            case steps.Agreed(agreement_sha256=digest_), _:
+                part.agreement_digest = digest_
+            case steps.AgreementAccepted(agreement_sha256=digest_), steps.CheckAgreement(agreement=agreement):
+                part.agreement, part.agreement_digest = job_wire.decode_agreement(agreement), digest_
+            case steps.StatementSigned(statement=statement), _:
+                self._state(statement)
+            case steps.VerdictSigned(verdict=verdict), steps.SignVerdict(missing=missing):
+                self.give(verdict, missing)
+            case steps.VerdictAccepted(), steps.AcceptVerdict(verdict=verdict):
+                self.verdict = verdict
+
+    def recall_record(self, past: Past) -> None:
+        """Know again what is on record of the job, for want of a journal."""
+        row = past.row
+        if row.agreement:
+            self._part.agreement = job_wire.decode_agreement(row.agreement)
+            self._part.agreement_digest = agreements.digest(row.agreement)
+        for said in past.parties:
+            self.parties[said.party] = said
+            if said.record:
+                self._records[said.party] = decode_signed(said.record)
+            if said.consent:
+                self._consents[said.party] = decode_signed(said.consent)
+            if said.statement and said.party == self._mesh.me:
+                self._stated = decode_signed(said.statement)
+        if row.verdict and row.coordinator == self._mesh.me:
+            verdict = decode_signed(row.verdict)
+            self.give(verdict, wire.decode_verdict(verdict.statement).missing)
+
+    def stated(self, epoch: int) -> list[words.Stated]:
+        """What the parties have stated, as messages of `epoch`."""
+        rows = [row for row in self.parties.values() if row.statement]
+        signed = {row.party: decode_signed(row.statement or b"") for row in rows}
+        return [
+            words.Stated(
+                party, epoch, one, job_wire.decode_statement(one.statement)[1], self._records.get(party)
+            )
+            for party, one in signed.items()
+        ]
+
     # -- as a party ----------------------------------------------------------------------------
 
     def consent(self) -> Signed:
@@ -70,11 +119,13 @@ class Papers:
             part.job_id, self._mesh.me, outcome, part.agreement_digest, epoch, part.commitment, now_ms(),
             part.coordinator,
         )  # fmt: skip
-        self._stated = self._key.sign(identity.STATEMENT, job_wire.encode_statement(made))
-        self.parties[self._mesh.me] = replace(
-            self._said_by(self._mesh.me), statement=encode_signed(self._stated)
-        )
-        return self._stated
+        return self._state(self._key.sign(identity.STATEMENT, job_wire.encode_statement(made)))
+
+    def _state(self, statement: Signed) -> Signed:
+        self._stated = statement
+        before = self._said_by(self._mesh.me)
+        self.parties[self._mesh.me] = replace(before, statement=encode_signed(statement))
+        return statement
 
     def accept(self, verdict: Signed, records: Sequence[Signed] = ()) -> None:
         """Take the verdict as the end of the job; `records` tell the keys of parties that we have not met.
@@ -187,26 +238,28 @@ class Papers:
         self._attestations[sender] = attestation
         return self._attestations.keys() >= set(self._part.flow.parties) - self._missing
 
-    def agree(self, approvals: Sequence[words.Approval]) -> job.Agreed:
+    def agree(self, approvals: Sequence[words.Approval]) -> steps.Agreed:
         """The agreement that follows from the approvals. Errors: those of `agreement.agree`."""
         approved = [Approved(each.offer, each.record) for each in approvals]
         made = agreements.agree(self._part.job_id, self._part.flow, approved, self._mesh.record)
         data = job_wire.encode_agreement(made)
         self._part.agreement_digest = agreements.digest(data)
         records = tuple(self._records[offer.signer] for offer in made.offers)
-        return job.Agreed(data, self._part.agreement_digest, records)
+        return steps.Agreed(data, self._part.agreement_digest, records)
 
-    def sign_verdict(self, effect: job.SignVerdict) -> Signed:
+    def sign_verdict(self, effect: steps.SignVerdict) -> Signed:
         """The verdict over the statements of the parties."""
-        self._missing = set(effect.missing)
         statements = tuple(stated.statement for stated in effect.statements)
         reason = effect.failure.reason.name if effect.failure else ""
         agreement = self._part.agreement_digest
         made = Verdict(self._part.job_id, effect.outcome, agreement, statements, effect.missing, reason)
         signed = self._key.sign(identity.VERDICT, job_wire.encode_verdict(made, effect.failure))
-        self._verdict_sha256 = digest(signed)
-        self.given = signed
+        self.give(signed, effect.missing)
         return signed
+
+    def give(self, verdict: Signed, missing: Sequence[str]) -> None:
+        """Keep the verdict of the job, which misses the statements of these."""
+        self.given, self._missing, self._verdict_sha256 = verdict, set(missing), digest(verdict)
 
     def records(self) -> tuple[Signed, ...]:
         """The NodeRecords of the parties that have sent theirs."""

@@ -122,6 +122,12 @@ class PartyTask(JobMachine):
         self.stated: Outcome | None = None
         self._agreement_sha256 = b""
 
+    def salvaged(self, epoch: int, stated: Outcome | None) -> None:
+        """Go on from what a record says, for want of a journal; what was stated stays."""
+        self.stated = stated
+        state = _STOPPED_AS.get(stated, P.SUCCESS) if stated else None
+        self.found(epoch, state)
+
     def vet_sender(self, message: Message) -> None:
         """Only the coordinator has a say. Errors: IDENTITY_MISMATCH."""
         told = f"{type(message).__name__} from {message.sender}, who does not coordinate this job"

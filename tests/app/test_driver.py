@@ -77,7 +77,7 @@ async def test_all_is_sent_and_flushed_before_the_end():
 async def test_a_peer_that_is_lost_when_the_machine_is_over(gone):
     with pytest.raises(Unavailable) as error:
         await run(Machine([Send("b", MESSAGE)] * 3), Channels(gone))
-    assert error.value is GONE
+    assert error.value.__cause__ is GONE
 
 
 @pytest.mark.parametrize("gone", ["send", "receive"])

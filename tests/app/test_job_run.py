@@ -85,7 +85,7 @@ async def test_verdict_and_record_are_one_transaction(mesh, monkeypatch):
     monkeypatch.setattr(rows, "put_party", put_party)
     found = await ends(mesh, job_id, (AIRLINE, REGISTRY))
     assert {row.state for row in found.values()} == {"SUCCEEDED"}
-    noted = [event.kind for _, event in await jobs._log.about(job_id)]
+    noted = [event.kind for _, event in await jobs._records._log.about(job_id)]
     assert (len(seen), noted.count(VERDICT_KIND)) == (1, 1)
     for node in found:
         (mesh.folder / node / "results" / "one.csv").unlink()

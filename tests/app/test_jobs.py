@@ -55,7 +55,7 @@ async def test_the_record_of_a_job(mesh):
         assert row.created_at_ms < row.ended_at_ms
         again = await mesh.nodes[node].jobs.find(row.job_id)
         assert (again.created_at_ms, again.ended_at_ms) == (row.created_at_ms, row.ended_at_ms)
-        noted = await events(mesh.nodes[node].jobs._log, row.job_id)
+        noted = await events(mesh.nodes[node].jobs._records._log, row.job_id)
         assert len(noted) == len(set(noted)), noted
 
 

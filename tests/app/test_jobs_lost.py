@@ -88,7 +88,7 @@ async def test_a_coordinator_that_comes_back_gives_the_verdict(mesh, monkeypatch
     assert said.missing == HOLDERS
     assert {row.agreement for row in found.values()} == {found[RESEARCH].agreement}
     for node in PARTIES:
-        noted = [event for _, event in await mesh.nodes[node].jobs._log.about(job_id)]
+        noted = [event for _, event in await mesh.nodes[node].jobs._records._log.about(job_id)]
         assert [event.facts for event in noted if event.kind == VERDICT_KIND] == [{"outcome": "FAILED"}]
     await works(mesh)
 

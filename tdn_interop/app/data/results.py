@@ -35,10 +35,18 @@ class Written:
 
 
 def place(directory: Path, requested: str, *, own: bool) -> Path:
-    """Where the result of a job goes: below the results directory of the node.
+    """Where a result can go. Errors: OUTPUT_EXISTS, and those of `locate`."""
+    path = locate(directory, requested, own=own)
+    if os.path.lexists(path):
+        refuse_existing(path)
+    return path
+
+
+def locate(directory: Path, requested: str, *, own: bool) -> Path:
+    """The name that the result of a job gets: below the results directory of the node.
 
     Only a flow that the node's own owner wrote (`own`) may name a path outside. Errors: POLICY_DENIED;
-    OUTPUT_EXISTS; CONFIG_INVALID when no file can have that name.
+    CONFIG_INVALID when no file can have that name.
     """
     named = bool(Path(requested).name) and not requested.endswith("/") and "\0" not in requested
     _inside.check(named, Reason.CONFIG_INVALID, "the output path names no file", ConfigError)
@@ -51,8 +59,6 @@ def place(directory: Path, requested: str, *, own: bool) -> Path:
         "the flow of another node may write below the results directory only",
         Refused,
     )
-    if os.path.lexists(path):
-        _refuse_existing(path)
     return path
 
 
@@ -66,7 +72,7 @@ def write_keys(path: Path, columns: Sequence[str], items: Iterable[bytes]) -> Wr
     _whole.check(fits, Reason.INVALID_REQUEST, f"a key does not have {len(columns)} columns")
     with appearing(path) as file:
         rows = _fill(file, CsvFormat(), columns, keys)
-    return _written(path, rows)
+    return written(path, rows)
 
 
 def write_rows(
@@ -85,7 +91,7 @@ def write_rows(
         pairs = zip(table, keys.item_of_row, strict=True)
         chosen = (row for row, item in pairs if item != UNUSED and wanted[item])
         rows = _fill(file, form, table.columns, chosen)
-    return _written(path, rows)
+    return written(path, rows)
 
 
 def _fill(file: BinaryIO, form: CsvFormat, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> int:
@@ -105,7 +111,7 @@ def _fill(file: BinaryIO, form: CsvFormat, columns: Sequence[str], rows: Iterabl
 @contextmanager
 def appearing(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its name only when the block ends well; otherwise nothing is left."""
-    with _writable(path):
+    with writable(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=_UNFINISHED)  # mode 0600
         try:
@@ -116,7 +122,7 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
             os.link(name, path)  # a rename would replace a file that appeared meanwhile
         finally:
             Path(name).unlink()
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
 
 
 def sweep(directory: Path) -> int:
@@ -137,24 +143,27 @@ def sweep(directory: Path) -> int:
 
 
 @contextmanager
-def _writable(path: Path) -> Iterator[None]:
+def writable(path: Path) -> Iterator[None]:
+    """Make what keeps `path` from being written a refusal. Errors: OUTPUT_EXISTS, RESOURCE_EXHAUSTED, CONFIG_INVALID."""
     try:
         yield
     except FileExistsError:
-        _refuse_existing(path)
+        refuse_existing(path)
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         reason = Reason.RESOURCE_EXHAUSTED if full else Reason.CONFIG_INVALID
         _whole.refuse(reason, f"cannot write {path.name}: {error.strerror}", ConfigError)
 
 
-def _written(path: Path, rows: int) -> Written:
+def written(path: Path, rows: int) -> Written:
+    """What is in place at `path`, with its digest."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return Written(path, rows, file.tell(), digest)
 
 
-def _sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path) -> None:
+    """Put the names in `directory` on the disk."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -162,5 +171,6 @@ def _sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def _refuse_existing(path: Path) -> NoReturn:
+def refuse_existing(path: Path) -> NoReturn:
+    """Refuse to write over a file. Errors: OUTPUT_EXISTS."""
     _whole.refuse(Reason.OUTPUT_EXISTS, f"{path.name} exists; nothing was overwritten", ConfigError)

@@ -51,6 +51,19 @@ class JobPartyRow:
     attestation: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class JobEventRow:
+    """One event that a machine of a job has taken; `idx` counts from 0 for each job."""
+
+    job_id: str
+    idx: int
+    at_ms: int
+    machine: str
+    kind: str
+    sender: str
+    body: bytes
+
+
 def put(connection: sa.Connection, job: JobRow) -> None:
     """Write a job."""
     rows.put(connection, tables.jobs, job)
@@ -75,10 +88,28 @@ def every(connection: sa.Connection) -> list[JobRow]:
 
 
 def unfinished(connection: sa.Connection) -> list[JobRow]:
-    """Jobs that have not ended, oldest first: what a restarted node finds open."""
+    """Jobs that have not ended or still have a journal, oldest first: what a restarted node goes on with."""
     j = tables.jobs.c
-    query = sa.select(tables.jobs).where(j.ended_at_ms == 0).order_by(j.created_at_ms, j.job_id)
+    open_ = (j.ended_at_ms == 0) | j.job_id.in_(sa.select(tables.job_events.c.job_id))
+    query = sa.select(tables.jobs).where(open_).order_by(j.created_at_ms, j.job_id)
     return rows.select(connection, JobRow, query)
+
+
+def add_event(connection: sa.Connection, event: JobEventRow) -> None:
+    """Append to the journal of a job. The job must be there."""
+    rows.insert(connection, tables.job_events, event)
+
+
+def events(connection: sa.Connection, job_id: str) -> list[JobEventRow]:
+    """The journal of a job, in order."""
+    e = tables.job_events.c
+    query = sa.select(tables.job_events).where(e.job_id == job_id).order_by(e.idx)
+    return rows.select(connection, JobEventRow, query)
+
+
+def drop_events(connection: sa.Connection, job_id: str) -> None:
+    """Delete the journal of a job with which nothing is left to do."""
+    connection.execute(tables.job_events.delete().where(tables.job_events.c.job_id == job_id))
 
 
 def put_party(connection: sa.Connection, party: JobPartyRow) -> None:
