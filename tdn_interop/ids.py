@@ -37,6 +37,14 @@ def job_id(text: str, kind: type[TdnError] = ConfigError) -> str:
     return text
 
 
+def transfer_id(text: str, kind: type[TdnError] = ConfigError) -> str:
+    """`text` if it is the id of a transfer: 32 hexadecimal characters."""
+    guard("TDN-T-DLV-06").check(
+        _JOB.match(text), Reason.INVALID_REQUEST, f"not a transfer id: {text[:80]!r}", kind
+    )
+    return text
+
+
 def resource_name(text: str, kind: type[TdnError] = ConfigError) -> str:
     """`text` if it is a resource name: 1 to 64 characters of a-z 0-9 . _ -."""
     ok = _NAME.match(text)

@@ -1,191 +1,380 @@
-"""Files over channel topics: a header, parts, and a digest at the end.
+"""Files between nodes, exactly once, whoever dies meanwhile: every transfer of a node.
 
-The file is never in memory as a whole, and a received file takes its name only when it is complete.
-On a topic one file follows the other: whoever sends to the same node, or receives, on a topic that is
-busy waits for its turn. A header in the middle means that the sender has begun anew; parts without a
-header belong to a transfer that nobody follows any more, and are passed over.
+A file that is sent is offered on a topic and waits there for somebody who receives it; on a topic one request
+takes one file, in the order they came. What survives a process is on record (`store/transfers.py`); the files are
+in `outgoing.py` and `incoming.py`, the words in `transfer_wire.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import json
-import os
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Iterator
-from dataclasses import dataclass
+import secrets
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
+import sqlalchemy as sa
 import structlog
 
 from tdn_interop import ids
-from tdn_interop.app.data.results import appearing
-from tdn_interop.errors import ConfigError, PeerProtocolError, Reason, TdnError, Unavailable, guard
-from tdn_interop.transport.channel import within
-from tdn_interop.transport.channels import Channels
+from tdn_interop.app import transfer_files as files
+from tdn_interop.app import transfer_wire as wire
+from tdn_interop.app.incoming import Incoming
+from tdn_interop.app.moving import FAREWELL_S, Means, Messages, Progress, Sizes, for_owner
+from tdn_interop.app.offers import Offered, Offers
+from tdn_interop.app.outgoing import Outgoing, withdrawal
+from tdn_interop.app.store import transfers as rows
+from tdn_interop.app.store.engine import Store
+from tdn_interop.app.store.transfers import InRow, OutRow
+from tdn_interop.errors import ConfigError, LocalProtocolError, Reason, Refused, TdnError, Unavailable, guard
+from tdn_interop.transport.channel import ChannelEvent, within
+from tdn_interop.transport.frame import Failure
+from tdn_interop.transport.trust import now_ms
 
 _log = structlog.get_logger("tdn.transfer")
-PART_BYTES = (1 << 20) - 1  # one frame with the letter in front
-STALL_S = 300.0
-FAREWELL_S = 5.0
-_HEADER, _PART, _END, _GIVEN_UP = b"H", b"P", b"E", b"X"
+# Ended transfers are on record for so long; a file that is offered again later than that could come twice.
+KEPT_MS = 30 * 86_400_000
+# What is still on its way to a topic that nobody reads arrives within this time, or its session has ended.
+DRAINED_S, DRAIN_EVERY_S = 60, 5
+MAX_ENDED = 1024
+MAX_TELLING = 64
+"""Answers to one peer that are on their way; a peer that reads none of them gets no more."""
 
-_whole = guard("TDN-T-CHK-02")
-_reads = guard("TDN-F-RES-05")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a transfer stands; `sha256` is hexadecimal and given when `done`."""
-
-    moved_bytes: int
-    total_bytes: int
-    peer: str
-    done: bool = False
-    sha256: str = ""
+_same = guard("TDN-T-DLV-03")
+_identity = guard("TDN-T-DLV-02")
 
 
 class Transfers:
-    """Sends and receives files on the topics `user/...`."""
+    """Sends and receives files. `on_refusal` hears of what peers asked in vain."""
 
-    def __init__(self, channels: Channels) -> None:
-        self._channels = channels
-        self._turns: defaultdict[tuple[str, str], asyncio.Lock] = defaultdict(asyncio.Lock)
+    def __init__(
+        self, me: str, messages: Messages, store: Store, on_refusal: Callable[[TdnError], None],
+        sizes: Sizes | None = None,
+    ) -> None:  # fmt: skip
+        self._means = Means(me, messages, store, sizes or Sizes(), self._leftover)
+        self._on_refusal = on_refusal
+        self._out: dict[str, Outgoing] = {}
+        self._in: dict[str, Incoming] = {}
+        self._ended: dict[str, str] = {}  # sender by transfer: content may still be on its way
+        self._offers = Offers()
+        self._asked: set[str] = set()  # requests that wait for an offer
+        self._opening = asyncio.Lock()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._telling: dict[str, int] = {}
+        self._leaving = False
 
-    async def send(self, node: str, topic: str, path: Path) -> AsyncGenerator[Progress]:
-        """Send a file. Errors: INPUT_INVALID and DIGEST_MISMATCH (the file), those of the channel."""
-        name = ids.topic(f"user/{topic}")
-        _size(path)
-        async with self._turns[node, name]:
-            try:
-                async with contextlib.aclosing(self._parts(node, name, path)) as parts:
-                    async for now in parts:
-                        yield now
-            except (TdnError, asyncio.CancelledError, GeneratorExit):
-                await self._give_up(node, name)
-                raise
+    async def start(self) -> None:
+        """Go on with what is on record, and listen. Files of transfers that failed are swept."""
+        out, come = await self._means.store.run(_open_rows)
+        failed = [row.part for row in come if row.state == "FAILED" and row.part]
+        await asyncio.to_thread(files.sweep, failed)
+        for row in out:
+            if not row.ended_at_ms:
+                self._begin_out(Outgoing(row, self._means))
+        for entry in come:
+            if not entry.ended_at_ms:
+                self._begin_in(Incoming(entry, self._means))
+        self._spawn(self._listen())
 
-    async def _parts(self, node: str, name: str, path: Path) -> AsyncGenerator[Progress]:
-        size, moved, digest = _size(path), 0, hashlib.sha256()
-        await self._channels.send(node, name, _HEADER + json.dumps({"bytes": size}).encode(), STALL_S)
-        with _readable(path), path.open("rb") as file:
-            while part := await asyncio.to_thread(file.read, PART_BYTES):
-                digest.update(part)
-                moved += len(part)
-                _unchanged(moved <= size, path)
-                await self._channels.send(node, name, _PART + part, STALL_S)
-                yield Progress(moved, size, node)
-        _unchanged(moved == size, path)
-        await self._channels.send(node, name, _END + digest.digest(), STALL_S)
-        await self._channels.flush(node, name, STALL_S)
-        yield Progress(moved, size, node, done=True, sha256=digest.hexdigest())
+    def leave(self) -> None:
+        """The node is about to stop: whoever follows hears NODE_DOWN, and no transfer is given up because of that."""
+        self._leaving = True
+        stopping = Unavailable(Reason.NODE_DOWN, f"{self._means.me} stops; it goes on later", "TDN-X-CLI-02")
+        self._offers.close(stopping)
+        for moving in self._moving():
+            moving.leave(stopping)
 
-    async def _give_up(self, node: str, name: str) -> None:
-        """Let the receiver know, if it can still be told."""
-        try:
-            await self._channels.send(node, name, _GIVEN_UP, FAREWELL_S)
-        except TdnError as error:
-            _log.info("receiver not told", peer=node, topic=name, reason=error.reason.name)
+    async def close(self) -> None:
+        """Stop working; everything stays as it is on record."""
+        self.leave()
+        for task in self._tasks:
+            task.cancel()
+        stops = [moving.stop() for moving in self._moving()]
+        await asyncio.gather(*stops, *self._tasks, return_exceptions=True)
 
-    async def receive(self, topic: str, out: Path, timeout_s: float | None) -> AsyncGenerator[Progress]:
-        """Receive one file; `timeout_s` is for its beginning.
+    # -- the owner -----------------------------------------------------------------------------
 
-        Errors: OUTPUT_EXISTS, INPUT_INVALID (no such folder), DEADLINE, DIGEST_MISMATCH, CHUNK_META,
-        ABANDONED when the sender gives up, those of the channel; nothing is left behind then.
+    async def send(
+        self, node: str, topic: str, path: Path, transfer_id: str = ""
+    ) -> AsyncGenerator[Progress]:
+        """Send a file, or follow the transfer that this id stands for; given up when nobody follows any more.
+
+        Errors: INPUT_INVALID and DIGEST_MISMATCH (the file), KEY_CONFLICT (the id), NO_ROUTE when the node is not
+        there at first, and why the receiver refused it.
         """
-        name = ids.topic(f"user/{topic}")
-        _may_appear(out)
-        async with contextlib.AsyncExitStack() as turn:
-            async with within(timeout_s, f"waiting for a file on {topic}"):
-                await turn.enter_async_context(self._turns["", name])
-                sender, size = await self._next_file(name)
-            with appearing(out) as file:
-                async for now in self._content(name, sender, size, file):
-                    yield now
-                await asyncio.to_thread(os.fsync, file.fileno())  # here, so that nobody waits for the disk
-        yield Progress(now.moved_bytes, now.total_bytes, sender, done=True, sha256=now.sha256)
+        outgoing = await self._sending(node, ids.topic(topic), path, _id(transfer_id))
+        async with contextlib.aclosing(self._followed(outgoing)) as steps:
+            async for now in steps:
+                yield now
 
-    async def _next_file(self, name: str) -> tuple[str, int]:
-        """(sender, size) of the next file that begins."""
-        while True:
-            sender, message = await self._channels.receive(name)
-            if message[:1] == _HEADER:
-                return sender, _announced(message)
+    async def receive(
+        self, topic: str, out: Path, timeout_s: float | None, receive_id: str = ""
+    ) -> AsyncGenerator[Progress]:
+        """Receive one file, or follow the one that came for this id; `timeout_s` is for its beginning.
 
-    async def _content(self, name: str, sender: str, size: int, file: BinaryIO) -> AsyncGenerator[Progress]:
-        """Write what follows the header; the last progress has the digest."""
-        moved, digest = 0, hashlib.sha256()
-        yield Progress(0, size, sender)
-        while True:
-            _, message = await self._channels.receive(name, sender, STALL_S)
-            kind, body = message[:1], memoryview(message)[1:]
-            if kind == _HEADER:
-                size, moved, digest = _announced(message), 0, hashlib.sha256()
-                file.seek(0)
-                file.truncate()
-            elif kind == _PART:
-                moved += len(body)
-                _as_announced(moved <= size, sender)
-                digest.update(body)
-                await asyncio.to_thread(file.write, body)
-            elif kind == _END:
-                _as_announced(moved == size and body == digest.digest(), sender)
-                file.flush()
-                yield Progress(moved, size, sender, sha256=digest.hexdigest())
-                return
+        Errors: OUTPUT_EXISTS, INPUT_INVALID (no such folder), DEADLINE, KEY_CONFLICT (the id), DIGEST_MISMATCH,
+        CHUNK_META, ABANDONED when the sender gives up; nothing is left behind then.
+        """
+        incoming = await self._receiving(ids.topic(topic), out, timeout_s, _id(receive_id))
+        async with contextlib.aclosing(self._followed(incoming)) as steps:
+            async for now in steps:
+                yield now
+
+    async def every(self) -> list[OutRow | InRow]:
+        """All transfers on record, newest first."""
+
+        def both(connection: sa.Connection) -> list[OutRow | InRow]:
+            return [*rows.every_out(connection), *rows.every_in(connection)]
+
+        return sorted(await self._means.store.run(both), key=lambda row: -row.created_at_ms)
+
+    async def cancel(self, start: str) -> None:
+        """Give up the transfer whose id starts so. Errors: INVALID_REQUEST unless there is one that goes on."""
+        found = [moving for moving in self._moving() if moving.row.transfer_id.startswith(start)]
+        words = f"{len(found)} transfers that go on have an id that starts with {start[:40]!r}"
+        guard("TDN-X-CLI-01").check(
+            start and len(found) == 1, Reason.INVALID_REQUEST, words, LocalProtocolError
+        )
+        await found[0].give_up(_given_up())
+
+    async def _sending(self, node: str, topic: str, path: Path, transfer_id: str) -> Outgoing:
+        async with self._opening:
+            if outgoing := self._out.get(transfer_id):
+                row = outgoing.row
+            elif found := await self._means.store.run(lambda c: rows.get_out(c, transfer_id)):
+                row, outgoing = found, Outgoing(found, self._means)
             else:
-                _whole.check(
-                    kind != _GIVEN_UP, Reason.ABANDONED, f"{sender} has given up the transfer", Unavailable
+                shape = await asyncio.to_thread(files.shape, path)
+                row = OutRow(
+                    transfer_id, node, topic, str(path), shape.size_bytes, shape.mtime_ns, shape.inode, "QUEUED",
+                    now_ms(),
+                )  # fmt: skip
+                await self._means.store.run(lambda c: rows.put_out(c, row))
+                outgoing = Outgoing(row, self._means)
+                self._begin_out(outgoing)
+        _same.check(
+            (row.peer, row.topic, row.path) == (node, topic, str(path)), Reason.KEY_CONFLICT,
+            f"transfer {transfer_id} is {row.path} for {row.peer} on {row.topic}", LocalProtocolError,
+        )  # fmt: skip
+        return outgoing
+
+    async def _receiving(self, topic: str, out: Path, timeout_s: float | None, receive_id: str) -> Incoming:
+        for incoming in self._in.values():
+            if incoming.row.receive_id == receive_id:
+                return self._as_asked(incoming, topic, out)
+        if found := await self._means.store.run(lambda c: rows.received_for(c, receive_id)):
+            return self._as_asked(Incoming(found, self._means), topic, out)
+        _same.check(
+            receive_id not in self._asked,
+            Reason.KEY_CONFLICT,
+            f"request {receive_id} waits already",
+            LocalProtocolError,
+        )
+        await asyncio.to_thread(files.check_appears, out)
+        self._asked.add(receive_id)
+        try:
+            async with within(timeout_s, f"waiting for a file on {topic}"):
+                return await self._accept(topic, out, receive_id)
+        finally:
+            self._asked.discard(receive_id)
+
+    def _as_asked(self, incoming: Incoming, topic: str, out: Path) -> Incoming:
+        row = incoming.row
+        _same.check(
+            (row.topic, row.out) == (topic, str(out)), Reason.KEY_CONFLICT,
+            f"request {row.receive_id} is for {row.out} on {row.topic}", LocalProtocolError,
+        )  # fmt: skip
+        return incoming
+
+    async def _accept(self, topic: str, out: Path, receive_id: str) -> Incoming:
+        """Take the next file that is offered. Errors: OUTPUT_EXISTS, RESOURCE_EXHAUSTED; it waits for another request."""
+        while True:
+            offered = await self._offers.take(topic)
+            offer = offered.offer
+            try:
+                await asyncio.to_thread(files.check_room, out, offer.size_bytes)
+                new = await self._is_new(offered.peer, offer)
+                taken = any(each.row.out == str(out) for each in self._in.values())
+                guard("TDN-F-RES-08").check(
+                    not taken, Reason.OUTPUT_EXISTS, f"another file is being received as {out}", ConfigError
                 )
-                _whole.refuse(Reason.CHUNK_META, f"{sender} sends what is no part of a file")
-            yield Progress(moved, size, sender)
+            except BaseException:
+                self._offers.put(offered)
+                raise
+            if new:
+                break
+        part = files.part_path(out, offer.transfer_id)
+        row = InRow(
+            offer.transfer_id, offered.peer, topic, offer.size_bytes, receive_id, str(out), str(part), "RECEIVING",
+            now_ms(),
+        )  # fmt: skip
+        incoming = Incoming(row, self._means)
+        incoming.offered(offer.attempt)
+        self._begin_in(incoming)
+        return incoming
+
+    async def _followed(self, moving: Outgoing | Incoming) -> AsyncGenerator[Progress]:
+        try:
+            async with contextlib.aclosing(moving.follow()) as steps:
+                async for now in steps:
+                    yield now
+        except (asyncio.CancelledError, GeneratorExit):
+            if not moving.followers and not self._leaving:
+                self._spawn(moving.give_up(_given_up()))
+            raise
+
+    # -- the others ----------------------------------------------------------------------------
+
+    def admits(self, peer: str, topic: str) -> bool:
+        """Words from everybody, content of files that were accepted from that peer."""
+        kind, _, rest = topic.partition("/")
+        name = rest.partition("/")[0]
+        incoming = self._in.get(name)
+        return kind == wire.TOPIC or peer in {incoming and incoming.peer, self._ended.get(name)}
+
+    def on_session(self, event: ChannelEvent) -> None:
+        """Sessions that open and end."""
+        if event.kind in {"opened", "closed", "failed"}:
+            for outgoing in self._out.values():
+                if outgoing.peer == event.peer:
+                    outgoing.on_session(event)
+
+    async def _listen(self) -> None:
+        while True:
+            peer, message = await self._means.messages.receive(wire.TOPIC)
+            try:
+                await self._heard(peer, wire.decode(message))
+            except TdnError as error:
+                self._on_refusal(error)
+
+    async def _heard(self, peer: str, message: wire.Message) -> None:
+        name = message.transfer_id
+        if isinstance(message, wire.Offer):
+            await self._offered(peer, message)
+        elif isinstance(message, wire.Withdrawal):
+            self._offers.withdraw(peer, name)
+            incoming = self._in.get(name)
+            if incoming and incoming.peer == peer:
+                failure = replace(message.failure, noticed_by=peer)
+                self._spawn(incoming.give_up(for_owner(failure, self._means.me)))
+        elif (outgoing := self._out.get(name)) and outgoing.peer == peer:
+            outgoing.hear(message)
+        elif isinstance(message, wire.Wanted):
+            self._tell(peer, withdrawal(name, message.attempt, self._means.me))
+
+    async def _offered(self, peer: str, offer: wire.Offer) -> None:
+        try:
+            known = await self._known(peer, offer)
+            if incoming := self._in.get(offer.transfer_id):
+                incoming.offered(offer.attempt)
+            elif known is None:
+                self._offers.put(Offered(peer, offer, asyncio.get_running_loop().time()))
+            elif answer := Incoming(known, self._means).answer():
+                self._tell(peer, replace(answer, attempt=offer.attempt))
+        except TdnError as error:
+            self._refuse(peer, offer, error)
+
+    async def _is_new(self, peer: str, offer: wire.Offer) -> bool:
+        """True when nothing is on record under this id; a conflict is refused."""
+        try:
+            return await self._known(peer, offer) is None
+        except TdnError as error:
+            self._refuse(peer, offer, error)
+            return False
+
+    def _refuse(self, peer: str, offer: wire.Offer, error: TdnError) -> None:
+        self._on_refusal(error)
+        told = Failure.bare(error, self._means.me)
+        self._tell(peer, wire.Refusal(offer.transfer_id, offer.attempt, told))
+
+    async def _known(self, peer: str, offer: wire.Offer) -> InRow | None:
+        """The record of the transfer. Errors: IDENTITY_MISMATCH, KEY_CONFLICT."""
+        found = await self._means.store.run(lambda c: rows.get_in(c, offer.transfer_id))
+        active = self._in.get(offer.transfer_id)
+        row = active.row if active else found
+        if row:
+            _identity.check(
+                row.sender == peer, Reason.IDENTITY_MISMATCH,
+                f"{peer} goes on with a transfer that another node has begun", Refused,
+            )  # fmt: skip
+            _same.check(
+                (row.size_bytes, row.topic) == (offer.size_bytes, offer.topic), Reason.KEY_CONFLICT,
+                f"{peer} offers {offer.size_bytes} bytes under the id of a transfer of {row.size_bytes}", Refused,
+            )  # fmt: skip
+        return row
+
+    def _tell(self, peer: str, message: wire.Message) -> None:
+        """Answer in the background; what does not get through, the peer asks for again."""
+        telling = self._telling.get(peer, 0)
+        if telling < MAX_TELLING:
+            self._telling[peer] = telling + 1
+            self._spawn(self._told(peer, wire.encode(message)))
+
+    async def _told(self, peer: str, message: bytes) -> None:
+        try:
+            await self._means.messages.send(peer, wire.TOPIC, message, FAREWELL_S)
+        except TdnError as why:
+            _log.info("peer not told", peer=peer, why=str(why))
+        finally:
+            self._telling[peer] -= 1
+            if not self._telling[peer]:
+                del self._telling[peer]
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _moving(self) -> list[Outgoing | Incoming]:
+        return [*self._out.values(), *self._in.values()]
+
+    def _begin_out(self, outgoing: Outgoing) -> None:
+        name = outgoing.row.transfer_id
+        self._out[name] = outgoing
+
+        def ended() -> None:
+            self._out.pop(name, None)
+
+        outgoing.begin(ended)
+
+    def _begin_in(self, incoming: Incoming) -> None:
+        name = incoming.row.transfer_id
+        self._in[name] = incoming
+
+        def ended() -> None:
+            self._in.pop(name, None)
+            self._ended[name] = incoming.peer
+            while len(self._ended) > MAX_ENDED:
+                del self._ended[next(iter(self._ended))]
+
+        incoming.begin(ended)
+
+    def _leftover(self, topic: str) -> None:
+        self._spawn(self._drain(topic))
+
+    async def _drain(self, topic: str) -> None:
+        for _ in range(DRAINED_S // DRAIN_EVERY_S):
+            self._means.messages.discard(topic)
+            await asyncio.sleep(DRAIN_EVERY_S)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            _log.error("background work failed", exc_info=task.exception())
 
 
-def _size(path: Path) -> int:
-    with _readable(path):
-        size = path.stat().st_size
-        _reads.check(path.is_file(), Reason.INPUT_INVALID, f"{path} is no file", ConfigError)
-        path.open("rb").close()
-    return size
+def _open_rows(connection: sa.Connection) -> tuple[list[OutRow], list[InRow]]:
+    rows.prune(connection, now_ms() - KEPT_MS)
+    return rows.every_out(connection), rows.every_in(connection)
 
 
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        _reads.refuse(Reason.INPUT_INVALID, f"{path} cannot be read: {error.strerror}", ConfigError)
+def _id(text: str) -> str:
+    return ids.transfer_id(text) if text else secrets.token_hex(wire.ID_BYTES)
 
 
-def _unchanged(ok: bool, path: Path) -> None:
-    guard("TDN-T-CHK-01").check(
-        ok, Reason.DIGEST_MISMATCH, f"{path.name} changed while it was sent", ConfigError
-    )
-
-
-def _may_appear(out: Path) -> None:
-    gate = guard("TDN-F-RES-08")
-    gate.check(
-        not os.path.lexists(out), Reason.OUTPUT_EXISTS, f"{out} exists; nothing was overwritten", ConfigError
-    )
-    gate.check(out.parent.is_dir(), Reason.INPUT_INVALID, f"there is no folder {out.parent}", ConfigError)
-
-
-def _announced(header: bytes) -> int:
-    """The size in a header. Errors: CHUNK_META."""
-    try:
-        size = json.loads(header[1:])["bytes"]
-        ok = type(size) is int and 0 <= size < 1 << 50
-    except (ValueError, KeyError, TypeError, RecursionError):
-        ok = False
-    _whole.check(ok, Reason.CHUNK_META, "the transfer does not start with a header")
-    return int(size)
-
-
-def _as_announced(ok: bool, sender: str) -> None:
-    _whole.check(
-        ok, Reason.DIGEST_MISMATCH, f"the file of {sender} is not what it announced", PeerProtocolError
-    )
+def _given_up() -> TdnError:
+    return Unavailable(Reason.ABANDONED, "the transfer was given up here", "TDN-T-CHK-02")

@@ -100,9 +100,7 @@ Answer = Accept | Stored | Done | Refusal | Wanted
 
 def encode(message: Message) -> bytes:
     """Serialize for the topic `files`."""
-    m = transfer_pb2.TransferMessage(
-        transfer_id=bytes.fromhex(message.transfer_id), attempt=message.attempt
-    )
+    m = transfer_pb2.TransferMessage(transfer_id=bytes.fromhex(message.transfer_id), attempt=message.attempt)
     match message:
         case Offer():
             m.offer.topic, m.offer.size_bytes = message.topic, message.size_bytes
@@ -118,8 +116,6 @@ def encode(message: Message) -> bytes:
             m.refusal.failure.CopyFrom(wire.failure_to_pb(message.failure))
         case Wanted():
             m.wanted.SetInParent()
-    if isinstance(message, Accept):
-        m.accept.SetInParent()  # an offset of 0 leaves no trace by itself
     return m.SerializeToString()
 
 
@@ -143,7 +139,7 @@ def decode(data: bytes) -> Message:
 
 def content_topic(transfer_id: str, attempt: int) -> str:
     """The topic that carries the content in one attempt."""
-    return f"{CONTENT}/{transfer_id}/{attempt}"
+    return f"{CONTENT}/{transfer_id}/{attempt:010d}"  # one is never the beginning of another
 
 
 def encode_part(offset: int, content: bytes) -> bytes:

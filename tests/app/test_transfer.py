@@ -8,12 +8,16 @@ import os
 import pytest
 import pytest_asyncio
 
-from tdn_interop.app.transfer import PART_BYTES
+from tdn_interop.app import transfer_wire as wire
+from tdn_interop.app.moving import Sizes
+from tdn_interop.app.offers import MAX_WAITING
 from tdn_interop.errors import Reason, TdnError
+from tdn_interop.transport.frame import Failure
 from tests.app.job_mesh import restart, tdn
 from tests.mesh import AIRLINE, REGISTRY, RESEARCH, mini_mesh
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
+PART_BYTES = Sizes().part
 SIZES = [0, 1, PART_BYTES - 1, PART_BYTES, PART_BYTES + 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1, 20_000_000]
 
 
@@ -59,6 +63,12 @@ async def refused(transfer, reason):
     return error.value
 
 
+async def refused_as(command, reason):
+    with pytest.raises(TdnError) as error:
+        await command
+    assert error.value.reason is reason
+
+
 async def moves(mesh, topic, path, out):
     """The topic works: the next file arrives whole."""
     await asyncio.gather(finish(receiving(mesh, topic, out)), finish(sending(mesh, topic, path)))
@@ -77,10 +87,14 @@ async def test_whole_file(mesh, tmp_path, file, size):
     assert sorted(os.listdir(tmp_path)) == ["got", "sent"]
 
 
-async def test_sent_before_anybody_receives(mesh, tmp_path, file):
+async def test_offered_before_anybody_receives(mesh, tmp_path, file):
     sent = file(100_000)
-    assert (await finish(sending(mesh, "early", sent))).done
+    sender = asyncio.ensure_future(finish(sending(mesh, "early", sent)))
+    while not mesh.nodes[REGISTRY].transfers._offers._waiting:
+        await asyncio.sleep(0.01)
+    assert not sender.done()
     await finish(receiving(mesh, "early", tmp_path / "got"))
+    assert (await sender).done
     assert (tmp_path / "got").read_bytes() == sent.read_bytes()
 
 
@@ -103,10 +117,12 @@ async def test_nothing_is_overwritten(mesh, tmp_path, file):
     sender = asyncio.ensure_future(finish(sending(mesh, "taken", file(10))))
     await anext(transfer)
     out.write_text("mine")
-    await refused(transfer, Reason.OUTPUT_EXISTS)
+    error = await refused(transfer, Reason.OUTPUT_EXISTS)
     await sender
     assert out.read_text() == "mine"
-    assert sorted(os.listdir(tmp_path)) == ["got", "sent"]
+    (kept,) = tmp_path.glob(".tdn-*")
+    assert str(kept) in error.message
+    assert kept.read_bytes() == (tmp_path / "sent").read_bytes()
 
 
 async def test_files_that_cannot_be(mesh, tmp_path, file):
@@ -126,7 +142,8 @@ async def test_nobody_sends(mesh, tmp_path):
 async def test_sender_gives_up(mesh, tmp_path, file):
     receiver = asyncio.ensure_future(finish(receiving(mesh, "given-up", tmp_path / "got")))
     transfer = sending(mesh, "given-up", file(5_000_000))
-    await anext(transfer)
+    while not (await anext(transfer)).moved_bytes:
+        pass
     await transfer.aclose()
     with pytest.raises(TdnError) as error:
         await receiver
@@ -142,7 +159,9 @@ async def test_receiver_gives_up(mesh, tmp_path, file):
     transfer = receiving(mesh, "left", tmp_path / "got")
     await anext(transfer)
     await transfer.aclose()
-    await first
+    with pytest.raises(TdnError) as error:
+        await first
+    assert (error.value.reason, error.value.metadata["noticed_by"]) == (Reason.ABANDONED, REGISTRY)
     assert os.listdir(tmp_path) == ["first"]
     await moves(mesh, "left", file(2_000_000), tmp_path / "got")
 
@@ -188,29 +207,37 @@ async def test_stalled_topic_does_not_block_another(mesh, tmp_path, file):
     assert (tmp_path / "late").read_bytes() == (tmp_path / "big").read_bytes()
 
 
-HEADER = b"H" + json.dumps({"bytes": 3}).encode()
+PART = wire.encode_part
 LIES = {
-    "no size": ([b"H{}"], Reason.CHUNK_META),
-    "no JSON": ([b"H{"], Reason.CHUNK_META),
-    "deep JSON": ([b"H" + b"[" * 100_000], Reason.CHUNK_META),
-    "negative": ([b'H{"bytes":-1}'], Reason.CHUNK_META),
-    "true": ([b'H{"bytes":true}'], Reason.CHUNK_META),
-    "unknown kind": ([HEADER, b"Q"], Reason.CHUNK_META),
-    "empty message": ([HEADER, b""], Reason.CHUNK_META),
-    "too much": ([HEADER, b"Pfour"], Reason.DIGEST_MISMATCH),
-    "too little": ([HEADER, b"Ptw", b"E" + bytes(32)], Reason.DIGEST_MISMATCH),
-    "wrong digest": ([HEADER, b"Ptwo", b"E" + bytes(32)], Reason.DIGEST_MISMATCH),
-    "no digest": ([HEADER, b"Ptwo", b"E"], Reason.DIGEST_MISMATCH),
+    "too much": ([PART(0, b"four")], Reason.CHUNK_META),
+    "no offset": ([b"short"], Reason.CHUNK_META),
+    "nothing in it": ([bytes(8)], Reason.CHUNK_META),
+    "wrong digest": ([PART(0, b"two"), PART(3, bytes(32))], Reason.DIGEST_MISMATCH),
+    "half a digest": ([PART(0, b"two"), PART(3, bytes(16))], Reason.CHUNK_META),
 }
+
+
+async def offer(mesh, topic, size, *, attempt=1, name=None, node=RESEARCH):
+    """Offer a file that no record knows of, as a hostile peer may; its id."""
+    name = name or os.urandom(16).hex()
+    await say(mesh, wire.Offer(name, attempt, topic, size), node)
+    return name
+
+
+async def say(mesh, message, node=RESEARCH):
+    await mesh.nodes[node].mesh.channels.send(REGISTRY, wire.TOPIC, wire.encode(message), 5)
 
 
 @pytest.mark.parametrize("lie", LIES)
 async def test_lies_leave_nothing(mesh, tmp_path, file, lie):
     messages, reason = LIES[lie]
     topic = f"lies/{lie.replace(' ', '-').lower()}"
+    name = await offer(mesh, topic, 3)
+    transfer = receiving(mesh, topic, tmp_path / "got")
+    await anext(transfer)
     for message in messages:
-        await mesh.nodes[RESEARCH].mesh.channels.send(REGISTRY, f"user/{topic}", message, 5)
-    await refused(receiving(mesh, topic, tmp_path / "got"), reason)
+        await mesh.nodes[RESEARCH].mesh.channels.send(REGISTRY, wire.content_topic(name, 1), message, 5)
+    await refused(transfer, reason)
     assert os.listdir(tmp_path) == []
     await moves(mesh, topic, file(1000), tmp_path / "got")
 
@@ -233,23 +260,106 @@ async def test_command_line(mesh, tmp_path, file):
     assert (code, "OUTPUT_EXISTS" in err) == (3, True)
 
 
-async def test_sender_dies(mesh, tmp_path, file):
-    """Last: the research node is gone after it."""
-    receiver = asyncio.ensure_future(finish(receiving(mesh, "dies", tmp_path / "got")))
-    transfer = sending(mesh, "dies", file(20_000_000))
-    await anext(transfer)
-    channels = mesh.nodes[RESEARCH].mesh.channels
+async def record(mesh, name, node=REGISTRY):
+    (row,) = [row for row in await mesh.nodes[node].transfers.every() if row.transfer_id == name]
+    return row
 
-    async def fall_silent(_timeout_s):
-        for task in channels._runs:
-            task.cancel()
-        await asyncio.gather(*channels._runs, return_exceptions=True)
 
-    channels.close = fall_silent
-    await mesh.stop(RESEARCH)
+async def test_offers_of_others_and_other_offers_under_the_same_id(mesh, tmp_path, file):
+    """T-DLV-02.N1, T-DLV-03.N3: bound to the certificate; the first content stays."""
+    refusals = []
+    mesh.nodes[REGISTRY].transfers._on_refusal = refusals.append
+    (tmp_path / "sent").write_bytes(b"first")
+    name = os.urandom(16).hex()
+    transfer = mesh.nodes[RESEARCH].transfers.send(REGISTRY, "once", tmp_path / "sent", name)
+    await asyncio.gather(finish(transfer), finish(receiving(mesh, "once", tmp_path / "got")))
+    for size, node, reason in (
+        (5, AIRLINE, Reason.IDENTITY_MISMATCH), (6, RESEARCH, Reason.KEY_CONFLICT), (5, RESEARCH, None)
+    ):  # fmt: skip
+        await offer(mesh, "once", size, attempt=7, name=name, node=node)
+        await mesh.nodes[node].mesh.channels.flush(REGISTRY, wire.TOPIC, 5)
+        while len(refusals) < (reason is not None):
+            await asyncio.sleep(0.01)
+        assert [error.reason for error in refusals] == ([reason] if reason else [])
+        refusals.clear()
+    await refused(receiving(mesh, "once", tmp_path / "again", 0.2), Reason.DEADLINE)
+    assert (tmp_path / "got").read_bytes() == b"first"
+    assert (await record(mesh, name)).state == "DELIVERED"
+
+
+async def test_the_same_id_follows_the_same_transfer(mesh, tmp_path, file):
+    """What a command does after its node was away: once there, it hears how it ended."""
+    sent, name, asked = file(3_000_000), os.urandom(16).hex(), os.urandom(16).hex()
+    out = tmp_path / "got"
+    send, receive = mesh.nodes[RESEARCH].transfers.send, mesh.nodes[REGISTRY].transfers.receive
+    for _ in range(2):
+        gone, got = await asyncio.gather(
+            finish(send(REGISTRY, "same", sent, name)), finish(receive("same", out, 20, asked))
+        )
+        assert (gone.done, got.done, got.transfer_id) == (True, True, name)
+        assert gone.resumes == got.resumes == 0
+    await refused(send(AIRLINE, "same", sent, name), Reason.KEY_CONFLICT)
+    await refused(receive("other", out, 20, asked), Reason.KEY_CONFLICT)
+    await refused(send(AIRLINE, "same", sent, "short"), Reason.INVALID_REQUEST)
+    out.unlink()
+
+
+async def test_too_many_offers_are_refused(mesh, tmp_path, file):
+    """T-LIM-03: what nobody has asked for is bounded per peer."""
+    refusals = []
+    mesh.nodes[REGISTRY].transfers._on_refusal = refusals.append
+    names = [await offer(mesh, "crowd", 1, node=AIRLINE) for _ in range(MAX_WAITING + 1)]
+    while not refusals:
+        await asyncio.sleep(0.01)
+    assert [error.reason for error in refusals] == [Reason.RESOURCE_EXHAUSTED]
+    bye = Failure(Reason.ABANDONED, "no", AIRLINE)
+    for name in names:
+        await say(mesh, wire.Withdrawal(name, 1, bye), AIRLINE)
+    while mesh.nodes[REGISTRY].transfers._offers._waiting:
+        await asyncio.sleep(0.01)
+    await moves(mesh, "crowd", file(1000), tmp_path / "got")
+
+
+async def test_content_that_nobody_accepted_ends_the_session(mesh, tmp_path):
+    channels = mesh.nodes[AIRLINE].mesh.channels
+    topic = wire.content_topic(os.urandom(16).hex(), 1)
     with pytest.raises(TdnError) as error:
-        await receiver
-    assert error.value.reason.value.exit_code in {4, 6}
-    assert os.listdir(tmp_path) == ["sent"]
-    with contextlib.suppress(TdnError):
-        await transfer.aclose()
+        await channels.send(REGISTRY, topic, PART(0, b"x"), 5)
+        await channels.flush(REGISTRY, topic, 5)
+    assert error.value.reason is Reason.POLICY_DENIED
+
+
+@pytest.mark.parametrize("restarted", [(RESEARCH,), (REGISTRY,), (RESEARCH, REGISTRY)])
+async def test_nodes_that_restart_go_on(mesh, tmp_path, file, restarted):
+    """A clean stop in the middle gives nothing up, and the commands hear that they may come back."""
+    sent, out = file(30_000_000), tmp_path / "got"
+    name, asked = os.urandom(16).hex(), os.urandom(16).hex()
+
+    def both():
+        return (
+            mesh.nodes[RESEARCH].transfers.send(REGISTRY, "restart", sent, name),
+            mesh.nodes[REGISTRY].transfers.receive("restart", out, 20, asked),
+        )
+
+    commands = dict(
+        zip((RESEARCH, REGISTRY), [asyncio.ensure_future(finish(way)) for way in both()], strict=True)
+    )
+    while not (await _stored(mesh, name)):
+        await asyncio.sleep(0.01)
+    for node in restarted:
+        await mesh.stop(node)
+        await refused_as(commands[node], Reason.NODE_DOWN)
+    for node in restarted:
+        await mesh.start(node)
+    gone, got = await asyncio.gather(*map(finish, both()))
+    await asyncio.gather(*(command for node, command in commands.items() if node not in restarted))
+    assert out.read_bytes() == sent.read_bytes()
+    assert gone.sha256 == got.sha256
+    assert gone.resumes >= 1
+    assert gone.resent_bytes <= 17 << 20
+    assert sorted(os.listdir(tmp_path)) == ["got", "sent"]
+
+
+async def _stored(mesh, name):
+    rows = await mesh.nodes[REGISTRY].transfers.every()
+    return any(row.transfer_id == name and row.stored for row in rows)

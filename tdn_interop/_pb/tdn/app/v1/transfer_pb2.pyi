@@ -4,9 +4,9 @@ isort:skip_file
 How two nodes move a file so that it survives the death of either of them.
 
 TransferMessage goes on the channel topic `files`, both ways. The content goes on a topic of its own for each
-attempt, `file/ID/ATTEMPT` (ID in hexadecimal, ATTEMPT with ten decimal digits): messages of 8 bytes, the offset of the first
-byte in the file (big endian), and the bytes; behind the last byte one message with the size of the file as its
-offset and the SHA-256 of the whole file.
+attempt, `file/ID/ATTEMPT` (ID in hexadecimal, ATTEMPT with ten decimal digits): messages of 8 bytes, the offset of
+the first byte in the file (big endian), and the bytes; behind the last byte one message with the size of the file
+as its offset and the SHA-256 of the whole file.
 """
 
 from google.protobuf import descriptor as _descriptor
