@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -76,15 +75,19 @@ class Routing:
         return route.relays(self._ways(asker, node)[0], node), record
 
     async def _ask(self, asker: str, node: str, hop_limit: int) -> tuple[Path, Signed]:
-        asks = [self._asks[way[0]] for way in self._ways(asker, node) if way[0] in self._asks]
-        for ask in asks[:-1]:
-            with contextlib.suppress(TdnError):  # the next one may know
-                found, record = await ask(node, hop_limit - 1)
-                return found.hops, record
-        if not asks:
+        ways = self._ways(asker, node)
+        asked = [way for way in ways if way[0] in self._asks]
+        if not asked:
             route.no_route(node)
-        found, record = await asks[-1](node, hop_limit - 1)
-        return found.hops, record
+        for way in asked:
+            try:
+                found, record = await self._asks[way[0]](node, hop_limit - 1)
+            except TdnError:
+                if way is asked[-1]:
+                    raise
+            else:  # only a node on the way knows better than we do how it goes on
+                break
+        return (found.hops if way is ways[0] else route.relays(ways[0], node)), record
 
     def _ways(self, asker: str, node: str) -> list[Path]:
         ways = self._table.ways(node, {asker} - {self.me})
