@@ -169,6 +169,7 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
         """See the proto."""
         del context
         limit = request.timeout_s or None
+        yield pb.ReceiveFileResponse()
         transfer = self._node.transfers.receive(request.topic, Path(request.out), limit, request.receive_id)
         async with aclosing(transfer):
             async for now in transfer:

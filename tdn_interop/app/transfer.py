@@ -64,6 +64,7 @@ class Transfers:
         self._tasks: set[asyncio.Task[None]] = set()
         self._telling: dict[str, int] = {}
         self._leaving = False
+        self._stops = f"{me} stops; transfers go on when it is back"
 
     async def start(self) -> None:
         """Go on with what is on record, and listen. Files of transfers that failed are swept."""
@@ -81,7 +82,7 @@ class Transfers:
     def leave(self) -> None:
         """The node is about to stop: whoever follows hears NODE_DOWN, and no transfer is given up because of that."""
         self._leaving = True
-        stopping = Unavailable(Reason.NODE_DOWN, f"{self._means.me} stops; it goes on later", "TDN-X-CLI-02")
+        stopping = Unavailable(Reason.NODE_DOWN, self._stops, "TDN-X-CLI-02")
         self._offers.close(stopping)
         for moving in self._moving():
             moving.leave(stopping)
@@ -139,7 +140,11 @@ class Transfers:
         )
         await found[0].give_up(_given_up())
 
+    def _check_stays(self) -> None:
+        guard("TDN-X-CLI-02").check(not self._leaving, Reason.NODE_DOWN, self._stops, Unavailable)
+
     async def _sending(self, node: str, topic: str, path: Path, transfer_id: str) -> Outgoing:
+        self._check_stays()
         async with self._opening:
             if outgoing := self._out.get(transfer_id):
                 row = outgoing.row
@@ -161,6 +166,7 @@ class Transfers:
         return outgoing
 
     async def _receiving(self, topic: str, out: Path, timeout_s: float | None, receive_id: str) -> Incoming:
+        self._check_stays()
         for incoming in self._in.values():
             if incoming.row.receive_id == receive_id:
                 return self._as_asked(incoming, topic, out)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tdn_interop.app.cli import arguments
+from tdn_interop.app.cli.insisting import Document, Question, insist
 from tdn_interop.app.cli.invocation import Invocation, invocation
 
-if TYPE_CHECKING:
-    from tdn_interop.app.control_client import NodeClient
-
 app = typer.Typer(help="Send and receive files over a channel.", no_args_is_help=True)
+SHORT_ID = 12
+_COLUMNS = (
+    "transfer_id", "direction", "peer", "topic", "state", "stored_bytes", "total_bytes", "created_at_ms",
+)  # fmt: skip
+
+Patience = Annotated[
+    float,
+    typer.Option(
+        min=0, metavar="SECONDS", help="How long to wait for this node when it goes away meanwhile."
+    ),
+]
 
 
 @app.command("send", epilog="Example: tdn channel send bank-b.zhejiang.cn files/march march.zip")
@@ -23,12 +32,14 @@ def send(
     node: arguments.Node,
     topic: arguments.Topic,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to send.")],
+    patience: Patience = 300,
 ) -> None:
-    """Send FILE to NODE on TOPIC; done means that NODE has all of it."""
-    path = str(file.absolute())
+    """Send FILE to NODE on TOPIC; done means that NODE has all of it, safely on its disk."""
+    path, name = str(file.absolute()), secrets.token_hex(16)
     _transfer(
-        invocation(context), "sending", "sent_bytes", lambda client: client.send_file(node, topic, path)
-    )
+        invocation(context), "sending", "sent_bytes",
+        lambda client: client.send_file(node, topic, path, name), patience,
+    )  # fmt: skip
 
 
 @app.command("recv", epilog="Example: tdn channel recv files/march --out march.zip")
@@ -40,24 +51,59 @@ def recv(
         float,
         typer.Option(min=0, metavar="SECONDS", help="How long to wait for the first byte; 0 is for ever."),
     ] = 0,
+    patience: Patience = 300,
 ) -> None:
     """Receive one file on TOPIC; it appears only when it is complete."""
-    path = str(out.absolute())
+    path, name = str(out.absolute()), secrets.token_hex(16)
     _transfer(
         invocation(context), "receiving", "received_bytes",
-        lambda client: client.receive_file(topic, path, timeout),
+        lambda client: client.receive_file(topic, path, timeout, name), patience,
     )  # fmt: skip
 
 
-def _transfer(
-    tdn: Invocation, verb: str, counter: str, question: Callable[[NodeClient], AsyncIterator[dict[str, Any]]]
+@app.command("ls", epilog="Example: tdn channel ls --json")
+def ls(context: typer.Context) -> None:
+    """List the files that this node sends and receives, newest first."""
+    tdn = invocation(context)
+    tdn.output.data(
+        tdn.ask(lambda node: node.transfers()),
+        lambda found: tdn.output.table(
+            [each | {"transfer_id": each["transfer_id"][:SHORT_ID]} for each in found["transfers"]],
+            _COLUMNS,
+            lambda each: each["failure"] is not None,
+        ),
+    )
+
+
+@app.command("cancel", epilog="Example: tdn channel cancel 3f2a")
+def cancel(
+    context: typer.Context,
+    transfer: Annotated[
+        str, typer.Argument(metavar="ID", help="Transfer id or an unambiguous start of it, see `ls`.")
+    ],
 ) -> None:
-    """Follow a transfer: every step as a JSON line, or a bar and then the last step."""
+    """Give up a file that is being sent or received; the other node is told."""
+    tdn = invocation(context)
+    tdn.ask(lambda node: node.cancel_transfer(transfer))
+    tdn.output.data({"transfer_id": transfer}, lambda _: tdn.output.note("transfer_given_up"))
+
+
+def _transfer(tdn: Invocation, verb: str, counter: str, question: Question, patience_s: float) -> None:
+    """Follow a transfer: every step as a JSON line, or a bar; the last step says how it went."""
     with tdn.output.transfer(verb) as show:
-        last = tdn.follow(
-            question,
-            tdn.output.data if tdn.options.json else lambda step: show(step[counter], step["total_bytes"]),
-            complete=lambda step: step["done"],
-        )
-    if not tdn.options.json:
-        tdn.output.data(last)
+
+        def step(now: Document) -> None:
+            if now["done"]:
+                return
+            if tdn.options.json:
+                tdn.output.data(now)
+            else:
+                show(now[counter], now["total_bytes"])
+
+        last = insist(tdn, question, step, lambda now: bool(now["done"]), patience_s)
+        show(last[counter], last["total_bytes"])
+    if tdn.options.json:
+        tdn.output.data({**last, "bytes": last["total_bytes"]})
+    else:
+        names = ("transfer_id", "sender", "sha256", "resumes", "resent_bytes", "seconds")
+        tdn.output.data({"bytes": last["total_bytes"]} | {name: last[name] for name in names if name in last})

@@ -130,6 +130,12 @@ _LABELS = {
     "top": ("top", "顶级节点"),
     "top_identity_key": ("identity key of the top", "顶级节点身份公钥"),
     "top_identity_sha256": ("identity SHA-256 of the top", "顶级节点身份 SHA-256"),
+    "transfer_id": ("transfer", "传输"),
+    "peer": ("other node", "对端节点"),
+    "total_bytes": ("size", "大小"),
+    "stored_bytes": ("safe", "已落盘"),
+    "resumes": ("went on after an interruption", "断点续传次数"),
+    "resent_bytes": ("sent again", "重传"),
     "uptime_s": ("uptime", "运行时长"),
     "value": ("loads", "加载项"),
     "verified": ("verified", "已验证"),
@@ -213,6 +219,18 @@ _SENTENCES = {
     "top_transfers": ("Transfers", "传输"),
     "top_tunnels": ("Tunnels", "隧道"),
     "why": ("why", "原因"),
+    "node_away": (
+        "{node} does not answer; waiting for it. The transfer goes on when it is back.",
+        "{node} 无应答，正在等待；待其恢复后传输将继续。",
+    ),
+    "transfer_given_up": (
+        "The transfer is given up, here and at the other node.",
+        "传输已放弃，对端节点会收到通知。",
+    ),
+    "transfer_goes_on": (
+        "The transfer is on record and goes on when the node is back: tdn channel ls; give it up: tdn channel cancel ID",
+        "传输已记录，节点恢复后将继续：tdn channel ls；放弃：tdn channel cancel ID",
+    ),
     "noticed": ("noticed by", "发现方"),
     "yes": ("yes", "是"),
     "lab_up": (

@@ -94,6 +94,11 @@ SNAPSHOT = snapshot_pb2.GetSnapshotResponse(
     refusals=[snapshot_pb2.RefusalCount(reason="RATE_LIMITED", count=17)],
 )  # fmt: skip
 
+TRANSFER = pb.FileTransfer(
+    transfer_id=JOB, direction="in", peer="bank-b.cn", topic="files/march", path="/data/new.zip", state="RECEIVING",
+    total_bytes=1000, stored_bytes=400, created_at_ms=1_700_000_000_000,
+)  # fmt: skip
+
 
 class FakeNode(services.NodeControlServiceServicer):
     """Notes every request; `error` makes every call fail, `watched` and `transfer` are its streams."""
@@ -105,6 +110,8 @@ class FakeNode(services.NodeControlServiceServicer):
         self.jobs = [DONE, job()]
         self.remaining = [(1, 9.5, False), (0, 8.5, True)]
         self.transfer = [(0, False), (400, False), (1000, True)]
+        self.deaths = 0
+        self.gone = False
         self.hang = threading.Event()  # set by a test that wants WatchJob to wait for the end of its caller
         self.hanging = threading.Event()
 
@@ -128,6 +135,8 @@ class FakeNode(services.NodeControlServiceServicer):
 
     def GetStatus(self, request, context):
         self._note(request, context)
+        if self.gone:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         return pb.GetStatusResponse(
             node_id="bank-a.cn", role=Role.ROLE_CHILD, identity_sha256=SHA, listen="127.0.0.1:7001", parent="cn",
             linked=True, certificate_expires_at_ms=1_700_000_000_000, log_size=7, peers=["bank-b.cn"], uptime_s=3725.5,
@@ -197,19 +206,30 @@ class FakeNode(services.NodeControlServiceServicer):
         self._note(request, context)
         for sent, done in self.transfer:
             yield pb.SendFileResponse(
-                sent_bytes=sent, total_bytes=1000, done=done, sha256=SHA if done else ""
+                sent_bytes=sent, total_bytes=1000, done=done, **self._how(done, context)
             )
 
     def ReceiveFile(self, request, context):
         self._note(request, context)
         for received, done in self.transfer:
             yield pb.ReceiveFileResponse(
-                received_bytes=received,
-                total_bytes=1000,
-                sender="bank-b.cn",
-                done=done,
-                sha256=SHA if done else "",
-            )
+                received_bytes=received, total_bytes=1000, sender="bank-b.cn", done=done, **self._how(done, context)
+            )  # fmt: skip
+
+    def _how(self, done, context):
+        """How a transfer went; with `deaths` left, the node dies before the end."""
+        if done and self.deaths:
+            self.deaths -= 1
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        return {"sha256": SHA, "resumes": 2, "resent_bytes": 300, "seconds": 1.5} if done else {}
+
+    def ListTransfers(self, request, context):
+        self._note(request, context)
+        return pb.ListTransfersResponse(transfers=[TRANSFER])
+
+    def CancelTransfer(self, request, context):
+        self._note(request, context)
+        return pb.CancelTransferResponse()
 
 
 @contextlib.contextmanager

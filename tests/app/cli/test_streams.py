@@ -88,27 +88,73 @@ def test_an_answer_that_is_cut_short_is_no_success(watched, node, tdn):
 
 
 TRANSFERS = [
-    ("channel send bank-b.cn files/march march.zip", "sent_bytes",
+    ("channel send bank-b.cn files/march march.zip", "sent_bytes", "transfer_id",
      lambda folder: pb.SendFileRequest(node_id="bank-b.cn", topic="files/march", path=f"{folder}/march.zip")),
-    ("channel recv files/march --out new.zip --timeout 5", "received_bytes",
+    ("channel recv files/march --out new.zip --timeout 5", "received_bytes", "receive_id",
      lambda folder: pb.ReceiveFileRequest(topic="files/march", out=f"{folder}/new.zip", timeout_s=5)),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("line", "counter", "request_of"), TRANSFERS)
-def test_transfers(line, counter, request_of, node, tdn, folder):
+@pytest.mark.parametrize(("line", "counter", "name", "request_of"), TRANSFERS)
+def test_transfers(line, counter, name, request_of, node, tdn, folder):
     code, out, err = tdn(*line.split(), "--json")
     assert (code, err) == (0, "")
-    assert node.requests == [request_of(folder)]
-    assert [json.loads(step)[counter] for step in out.splitlines()] == [0, 400, 1000]
+    (request,) = node.requests
+    assert len(getattr(request, name)) == 32
+    request.ClearField(name)
+    assert request == request_of(folder)
+    steps = [json.loads(step) for step in out.splitlines()]
+    assert [step[counter] for step in steps] == [0, 400, 1000]
+    wanted = {"bytes": 1000, "sha256": SHA, "resumes": 2, "resent_bytes": 300, "seconds": 1.5, "done": True}
+    assert steps[-1].items() >= wanted.items()
     code, out, err = tdn(*line.split())
     assert (code, err) == (0, "")  # no bar where there is no terminal
     assert SHA in out
     assert "1000 B" in out
 
 
-@pytest.mark.parametrize(("line", "counter", "request_of"), TRANSFERS)
-def test_a_transfer_that_stops_early_is_no_success(line, counter, request_of, node, tdn):
+@pytest.mark.parametrize("line", [transfer[0] for transfer in TRANSFERS])
+def test_a_transfer_goes_on_when_its_node_is_back(line, node, tdn):
+    """It asks again under the same id, as soon as the node answers."""
+    node.deaths = 2
+    code, out, err = tdn(*line.split(), "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out.splitlines()[-1])["sha256"] == SHA
+    asked = [request for request in node.requests if not isinstance(request, pb.GetStatusRequest)]
+    assert len(asked) == 3
+    assert all(request == asked[0] for request in asked)
+
+
+@pytest.mark.parametrize("line", [transfer[0] for transfer in TRANSFERS])
+def test_a_node_that_stays_away_is_down(line, node, tdn):
+    node.deaths = 1
+    node.gone = True
+    code, _, err = tdn(*line.split(), "--patience", "0.3")
+    assert code == 4
+    assert "bank-a.cn does not answer" in err
+    assert "NODE_DOWN" in err
+
+
+@pytest.mark.parametrize("line", [transfer[0] for transfer in TRANSFERS])
+def test_a_node_that_was_never_there_is_not_waited_for(line, folder, tdn):
+    code, _, err = tdn(*line.split())
+    assert code == 4
+    assert "NODE_DOWN" in err
+    assert "waiting" not in err
+
+
+def test_transfers_are_listed_and_given_up(node, tdn):
+    code, out, _ = tdn("channel", "ls")
+    assert (code, "RECEIVING" in out, "3f2a000000000 " in out) == (0, True, False)
+    code, out, _ = tdn("channel", "ls", "--json")
+    (found,) = json.loads(out)["transfers"]
+    assert (found["transfer_id"], found["direction"], found["stored_bytes"]) == (JOB, "in", 400)
+    assert tdn("channel", "cancel", "3f2a")[0] == 0
+    assert node.requests[-1] == pb.CancelTransferRequest(transfer_id="3f2a")
+
+
+@pytest.mark.parametrize("line", [transfer[0] for transfer in TRANSFERS])
+def test_a_transfer_that_stops_early_is_no_success(line, node, tdn):
     node.transfer = node.transfer[:-1]
     assert tdn(*line.split())[0] == 70
 

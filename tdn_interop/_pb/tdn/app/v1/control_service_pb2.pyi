@@ -1137,7 +1137,7 @@ Global___ReceiveFileRequest: _TypeAlias = ReceiveFileRequest  # noqa: Y015
 
 @_typing.final
 class ReceiveFileResponse(_message.Message):
-    """Progress."""
+    """Progress. The first one comes at once and says nothing but that the node is there."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
