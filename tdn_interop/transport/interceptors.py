@@ -10,13 +10,16 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from tdn_interop.errors import LocalProtocolError, Reason, TdnError, Unavailable, guard
@@ -28,10 +31,18 @@ from tdn_interop.transport.rpc_metrics import RpcMetrics
 DEFAULT_DEADLINE_S = 60.0
 LONGEST_DEADLINE_S = 86_400.0
 
+# The largest message, once it is expanded: frames stay at 1 MiB. And the metadata of a call, counted as HTTP/2 does.
+MESSAGE_BYTES = 4 << 20
+METADATA_BYTES = 16 << 10
+ENTRY_BYTES = 32  # RFC 9113 section 6.5.2
+# RFC 1952 section 2.3.1. No protobuf message begins so: it would be a field 3 of wire type 7.
+GZIP = b"\x1f\x8b\x08"
+
 _log = structlog.get_logger("tdn.rpc")
 
 # Any: message types differ per method, and grpc.aio's context is generic over them.
 _Context = Any
+Parse = Callable[[bytes], Any]
 
 
 @dataclass(slots=True)
@@ -43,15 +54,16 @@ class Call:
     context: _Context
     received_bytes: int = 0
     sent_bytes: int = 0
+    parse: Parse | None = None  # None: messages are bytes
     on_received: list[Callable[[], None]] = field(default_factory=list)
     on_sent: list[Callable[[], None]] = field(default_factory=list)
 
-    def received(self, message: Any) -> Any:
-        """Note `message` from the client and hand it on."""
-        self.received_bytes += _size(message)
+    def received(self, raw: bytes) -> Any:
+        """Note `raw` from the client and hand the message on. Errors: TOO_LARGE, INVALID_REQUEST."""
+        self.received_bytes += len(raw)
         for notice in self.on_received:
             notice()
-        return message
+        return _parsed(_expanded(raw), self.parse)
 
     def sent(self, message: Any) -> Any:
         """Note `message` to the client and hand it on."""
@@ -161,10 +173,11 @@ def translated(
 
 
 def limited(default_s: float = DEFAULT_DEADLINE_S, longest_s: float = LONGEST_DEADLINE_S) -> Layer:
-    """Refuse deadlines that are absurd or passed; end a unary call without a deadline after `default_s`."""
+    """Refuse too much metadata, absurd and passed deadlines; end a unary call without a deadline after `default_s`."""
 
     @contextlib.asynccontextmanager
     async def layer(call: Call) -> AsyncIterator[None]:
+        _check_metadata(call.context.invocation_metadata() or ())
         left = call.context.time_remaining()
         if left is not None:
             words = f"the longest deadline is {longest_s:.0f} s"
@@ -202,6 +215,14 @@ def rated(rates: Rates, source_of: Callable[[str], str]) -> Layer:
     return layer
 
 
+def _check_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> None:
+    size = sum(len(key) + len(value) + ENTRY_BYTES for key, value in metadata)
+    guard("TDN-T-LIM-03").check(
+        size <= METADATA_BYTES, Reason.TOO_LARGE, f"{size} bytes of metadata, the limit is {METADATA_BYTES}",
+        limitBytes=METADATA_BYTES,
+    )  # fmt: skip
+
+
 class ServerCalls(grpc.aio.ServerInterceptor):
     """Puts `layers` around every handler of a server."""
 
@@ -218,22 +239,26 @@ class ServerCalls(grpc.aio.ServerInterceptor):
         streams = bool(handler.request_streaming), bool(handler.response_streaming)
         inner, make = _KINDS[streams](handler)
         wrap = self._streaming if handler.response_streaming else self._single
-        outer = wrap(inner, handler_call_details.method, streams)
-        return make(outer, handler.request_deserializer, handler.response_serializer)
+        outer = wrap(
+            inner, partial(Call, handler_call_details.method, streams, parse=handler.request_deserializer)
+        )
+        return make(
+            outer, None, handler.response_serializer
+        )  # a message that gRPC cannot parse has no reason of ours
 
-    def _single(self, inner: Any, path: str, streams: rpc_metrics.Streams) -> Any:
+    def _single(self, inner: Any, make_call: Callable[[_Context], Call]) -> Any:
         async def behaviour(request: Any, context: _Context) -> Any:
-            call = Call(path, streams, context)
+            call = make_call(context)
             async with self._around(call):
                 return call.sent(await inner(_inbound(call, request), _CountedContext(call)))
 
         return behaviour
 
-    def _streaming(self, inner: Any, path: str, streams: rpc_metrics.Streams) -> Any:
+    def _streaming(self, inner: Any, make_call: Callable[[_Context], Call]) -> Any:
         # A coroutine that writes, not a generator: gRPC leaves the generator of a cancelled call to the
         # garbage collector, and what runs then finds the call's memory gone.
         async def behaviour(request: Any, context: _Context) -> None:
-            call = Call(path, streams, context)
+            call = make_call(context)
             counted = _CountedContext(call)
             async with self._around(call):
                 responses = inner(_inbound(call, request), counted)
@@ -287,6 +312,33 @@ def _inbound(call: Call, request: Any) -> Any:
 async def _counted(call: Call, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
         yield call.received(request)
+
+
+def _expanded(raw: bytes) -> bytes:
+    """A gzip message expanded, as far as the limit; any other as it is. Errors: TOO_LARGE, INVALID_REQUEST."""
+    plain, whole = raw, True
+    if raw.startswith(GZIP):
+        stream = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+        try:
+            plain = stream.decompress(raw, MESSAGE_BYTES + 1)
+        except zlib.error:
+            whole = False
+        else:
+            whole = stream.eof or len(plain) > MESSAGE_BYTES
+    number = "TDN-T-LIM-01" if plain is raw else "TDN-T-LIM-04"
+    guard(number).check(
+        len(plain) <= MESSAGE_BYTES, Reason.TOO_LARGE, f"a message of more than {MESSAGE_BYTES} bytes",
+        limitBytes=MESSAGE_BYTES,
+    )  # fmt: skip
+    guard("TDN-T-LIM-04").check(whole, Reason.INVALID_REQUEST, "a compressed message is damaged")
+    return plain
+
+
+def _parsed(raw: bytes, parse: Parse | None) -> Any:
+    try:
+        return parse(raw) if parse else raw
+    except DecodeError:
+        guard("TDN-T-ENC-01").refuse(Reason.INVALID_REQUEST, "a message cannot be parsed")
 
 
 def _size(message: Any) -> int:

@@ -119,11 +119,11 @@ def ignored(error: TdnError) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(*layers, registry=None):
+async def running(*layers, registry=None, options=()):
     registry, own = registry or CollectorRegistry(), Handlers()
     client = rpc_metrics.client_interceptors(rpc_metrics.RpcMetrics(registry, "client"))
     with tempfile.TemporaryDirectory() as folder:
-        server = grpc.aio.server(interceptors=[interceptors.ServerCalls(*layers)])
+        server = grpc.aio.server(interceptors=[interceptors.ServerCalls(*layers)], options=options)
         server.add_generic_rpc_handlers([handlers(own)])
         server.add_insecure_port(f"unix:{folder}/s")
         await server.start()
@@ -338,6 +338,9 @@ async def test_a_unary_call_without_a_deadline_gets_one():
 
 async def test_a_passed_deadline_starts_nothing():
     class Context:
+        def invocation_metadata(self):
+            return ()
+
         def time_remaining(self):
             return 0.0
 
