@@ -107,10 +107,9 @@ def _open(key: _Key, sealed: bytes, info: bytes) -> bytes | None:
 
 def _load(path: Path) -> list[_Key]:
     try:
-        keys = [
-            _Key(bytes.fromhex(raw["seed"]), int(raw["not_after_ms"])) for raw in json.loads(path.read_text())
-        ]
-        ok = all(len(key.seed) == _SEED for key in keys)
+        found = json.loads(path.read_text())
+        keys = [_Key(bytes.fromhex(raw["seed"]), int(raw["not_after_ms"])) for raw in found]
+        ok = isinstance(found, list) and all(len(key.seed) == _SEED for key in keys)
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError):
