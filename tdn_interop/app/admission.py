@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from tdn_interop import ids
@@ -10,6 +11,7 @@ from tdn_interop.app.register import Register
 from tdn_interop.app.standing import Standing
 from tdn_interop.config import NodeConfig
 from tdn_interop.errors import Reason, Refused, guard
+from tdn_interop.identity import Signed
 from tdn_interop.transport import pki, records_wire, tls
 from tdn_interop.transport.enrolment_service import Endorse, EnrolmentServicer
 from tdn_interop.transport.front import Refusal
@@ -26,13 +28,15 @@ class Admission:
     """How nodes become members below this one. `endorse` gets a record signed by the top."""
 
     def __init__(
-        self, config: NodeConfig, standing: Standing, register: Register, endorse: Endorse, issuer: Issuer
-    ) -> None:
+        self, config: NodeConfig, standing: Standing, register: Register, endorse: Endorse, issuer: Issuer,
+        bundle: Callable[[], Signed | None],
+    ) -> None:  # fmt: skip
         self._config = config
         self._standing = standing
         self._register = register
         self._endorse = endorse
         self._issuer = issuer
+        self._bundle = bundle
         self._server: Server | None = None
 
     async def start(self, folder: Path, calls: ServerCalls, on_refusal: Refusal) -> None:
@@ -45,8 +49,8 @@ class Admission:
             folder, "enrol", on_refusal, [calls], life_s=ENROLMENT_S,
         )  # fmt: skip
         servicer = EnrolmentServicer(
-            self._issuer, lambda: pki.der(self._standing.own_root), self._standing.membership.record,
-            self._register, self._endorse,
+            self._issuer, lambda: (pki.der(self._standing.own_root), self._bundle()),
+            self._standing.membership.record, self._register, self._endorse,
         )  # fmt: skip
         enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server.grpc)
         self._server = server

@@ -32,9 +32,10 @@ class Federation:
     """Keeps the trust of one node at the newest bundle of its top; at a top, issues the bundles."""
 
     def __init__(
-        self, standing: Standing, trust: Trust, notices: Notices, log: EvidenceLog,
+        self, config: NodeConfig, standing: Standing, trust: Trust, notices: Notices, log: EvidenceLog,
         on_roots: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
+        self._config = config
         self._key = standing.key
         self._roots = standing.files.root
         self._is_top = not standing.membership.parent
@@ -45,11 +46,19 @@ class Federation:
         notices.add(TRUST_BUNDLE, lambda signed: trust.bundle(signed).version, self._took)
 
     def start(self) -> None:
-        """A top that has never issued a bundle issues its first one."""
-        if self._is_top and self.signed is None:
-            roots = x509.load_pem_x509_certificates(self._roots.read_bytes())
-            own = TrustedTop(self._key.node, self._key.public_key, tuple(map(pki.der, roots)))
-            self.issue((own,))
+        """A top publishes the roots that it has now, if they are others than in its last bundle.
+
+        The newest first; the one before it stays as long as it vouches for the newest.
+        """
+        if not self._is_top:
+            return
+        ca = pki.load_authority(self._config.file("ca.pem"), self._config.file("ca.key"))
+        newest = pki.der(ca.certificate)
+        before = self.bundle.own.roots if self.signed else ()
+        older = tuple(root for root in before if root != newest)[:1] if ca.above else ()
+        own = TrustedTop(self._key.node, self._key.public_key, (newest, *older))
+        if own.roots != before:
+            self.issue((own, *(self.bundle.tops[1:] if self.signed else ())))
 
     @property
     def signed(self) -> Signed | None:
@@ -190,7 +199,7 @@ async def _stopped(config: NodeConfig) -> AsyncIterator[Federation]:
         place = standing.membership
         trust = Trust(place.top, place.top_identity_key, lambda _node, key: key)
         notices = Notices(config.file("notices"), place.top, trust.knows)
-        federation = Federation(standing, trust, notices, await EvidenceLog.open(store, standing.key))
+        federation = Federation(config, standing, trust, notices, await EvidenceLog.open(store, standing.key))
         federation.start()
         yield federation
     finally:

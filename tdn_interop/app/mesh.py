@@ -35,6 +35,7 @@ from tdn_interop.app.receipts import Receipts
 from tdn_interop.app.register import Register
 from tdn_interop.app.renewal import Renewal, issuer
 from tdn_interop.app.revocation import Revoking
+from tdn_interop.app.rollover import Rollover
 from tdn_interop.app.standing import Standing
 from tdn_interop.app.store import members
 from tdn_interop.app.store.engine import Store
@@ -131,14 +132,17 @@ class Mesh:
         self.notices = Notices(config.file("notices"), place.top, self.trust.knows)
         self.rotation = Rotation(self.peers, self.channels)
         self.renewal = Renewal(config, standing, self.link, self.rotation.own)
-        self.federation = Federation(standing, self.trust, self.notices, log, self.renewal.soon)
+        self.federation = Federation(config, standing, self.trust, self.notices, log, self.renewal.soon)
         self.revoking = Revoking(standing.key, self.register, store, self.notices, self.lists, self.link)
         links = list(self.adjacency.links.values())
         self.cutting = Cutting(self.me, self.lists.refusal, self.channels, self.server.front, links)
         self.anchoring = Anchoring(log, place.record, self.link)
         endorse = self.link.endorse if self.link else Endorser(standing.key, self.register).endorse
         self._issuer = issuer(config, log)
-        self.admission = Admission(config, standing, self.register, endorse, self._issuer)
+        self.rollover = Rollover(config, self.renewal, self.federation, self.register, log)
+        self.admission = Admission(
+            config, standing, self.register, endorse, self._issuer, lambda: self.federation.signed
+        )
         self.pings = Pings(
             self.channels, lambda node: self.peers.paths.get(node, ()), self.key_of, self._dropped,
             config.timeouts.dial_s,
@@ -164,6 +168,7 @@ class Mesh:
         self.spawn(self._sweep())
         self.spawn(self.renewal.run())
         self.spawn(self.rotation.run())
+        self.spawn(self.rollover.run())
 
     async def close(self) -> None:
         """Say goodbye to everybody and stop."""

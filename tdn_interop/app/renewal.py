@@ -77,7 +77,8 @@ class Renewal:
     @property
     def hangs_on_newest_root(self) -> bool:
         """False while a roll-over of the top has not reached us."""
-        return pki.issued_by(self._standing.chain[-1], self._standing.roots[0])
+        newest = self._standing.roots[0]
+        return any(pki.issued_by(certificate, newest) for certificate in self._standing.chain)
 
     async def run(self) -> None:
         """Renew when it is time, as long as the node runs."""

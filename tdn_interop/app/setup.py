@@ -188,7 +188,14 @@ def top_leaf(config: NodeConfig, root: pki.Authority) -> Renewed:
     """A fresh leaf of a top, by its own root."""
     tls_key = pki.new_key()
     life = timedelta(seconds=config.leaf_life_s)
-    return Renewed([pki.issue_leaf(root, config.id, tls_key.public_key(), life)], tls_key, None)
+    leaf = pki.issue_leaf(root, config.id, tls_key.public_key(), life)
+    return Renewed([leaf, *root.above], tls_key, None)
+
+
+def keep_authority(directory: Path, authority: pki.Authority) -> None:
+    """Put a CA in place of the one before."""
+    names = _write_ca(directory, authority)
+    _rename(directory, names)
 
 
 def keep_renewed(config: NodeConfig, renewed: Renewed) -> None:
@@ -229,22 +236,24 @@ def _keep(directory: Path, enrolled: Enrolled) -> None:
 
 
 def _write_fresh(directory: Path, renewed: Renewed) -> list[str]:
-    """Keys and certificates as `….new`; their names, keys before their certificates.
+    """Keys and certificates as `….new`; their names, each key before its certificates.
 
     A crash between renaming them leaves either the old pair or what `finish_enrolment` completes.
     """
-    secrets = {"tls.key": renewed.tls_key}
-    public = {"tls.pem": pki.pem(*renewed.chain)}
-    if renewed.authority:
-        secrets["ca.key"] = renewed.authority.key
-        public["ca.pem"] = pki.pem(renewed.authority.certificate)
-    for name, private in secrets.items():
-        fresh = directory / f"{name}.new"
-        fresh.unlink(missing_ok=True)
-        write_secret(fresh, pki.key_pem(private))
-    for name, content in public.items():
-        (directory / f"{name}.new").write_bytes(content)
-    return [*secrets, *public]
+    names = _write_pair(directory, "tls", renewed.tls_key, renewed.chain)
+    return names + (_write_ca(directory, renewed.authority) if renewed.authority else [])
+
+
+def _write_ca(directory: Path, authority: pki.Authority) -> list[str]:
+    return _write_pair(directory, "ca", authority.key, [authority.certificate, *authority.above])
+
+
+def _write_pair(directory: Path, name: str, key: pki.PrivateKey, chain: list[x509.Certificate]) -> list[str]:
+    fresh = directory / f"{name}.key.new"
+    fresh.unlink(missing_ok=True)
+    write_secret(fresh, pki.key_pem(key))
+    (directory / f"{name}.pem.new").write_bytes(pki.pem(*chain))
+    return [f"{name}.key", f"{name}.pem"]
 
 
 def _rename(directory: Path, names: list[str]) -> None:

@@ -61,9 +61,9 @@ class Standing:
 
     @property
     def own_root(self) -> x509.Certificate:
-        """The root that our own chain hangs on. Errors: CONFIG_INVALID."""
-        last = self.chain[-1]
-        found = next((root for root in self.roots if pki.issued_by(last, root)), None)
+        """The newest root that our own chain hangs on. Errors: CONFIG_INVALID."""
+        chain = self.chain
+        found = next((root for root in self.roots if any(pki.issued_by(c, root) for c in chain)), None)
         if found is None:
             words = f"{self.files.chain} and {self.files.root} do not fit together"
             guard("TDN-T-IDN-07").refuse(Reason.CONFIG_INVALID, words, ConfigError)

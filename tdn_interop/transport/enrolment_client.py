@@ -17,7 +17,7 @@ from tdn_interop import config, identity
 from tdn_interop._pb.tdn.transport.v1 import enrolment_service_pb2, enrolment_service_pb2_grpc
 from tdn_interop.errors import PeerProtocolError, Reason, Refused, guard
 from tdn_interop.identity import Identity
-from tdn_interop.transport import pki, records_wire, status, tls
+from tdn_interop.transport import pki, records_wire, status, tls, trust_wire
 from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp
 from tdn_interop.transport.records_wire import Application, Token
@@ -41,7 +41,7 @@ async def enrol(token: Token, key: Identity, role: str, folder: Path) -> Enrolle
     """Spend the token.
 
     1. Fetch the root from the issuer; nothing is believed yet.
-    2. Its SHA-256 is the one in the token.
+    2. Its SHA-256 is the one in the token, or the top of the token says that it goes with that one.
     3. Connect again, now verifying the issuer's name below that root.
     4. Send the application, signed by our identity key.
     5. The record is signed by the top that the token names, and holds our key and our parent.
@@ -67,7 +67,7 @@ async def enrol(token: Token, key: Identity, role: str, folder: Path) -> Enrolle
     chain = [pki.read(der) for der in answer.tls_chain_der]
     named = chain and pki.read_peer(pki.der(chain[0])).node == key.node
     _ours(named and chain[0].public_key() == tls_key.public_key())  # 6
-    authority = pki.Authority(pki.read(answer.ca_der), ca_key) if ca_key else None
+    authority = pki.Authority(pki.read(answer.ca_der), ca_key, tuple(chain[1:])) if ca_key else None
     _ours(authority is None or authority.certificate.public_key() == authority.key.public_key())
     return Enrolled(root, chain, tls_key, authority, membership)
 
@@ -80,12 +80,25 @@ def _ours(ok: object) -> None:
 
 async def _fetch_root(token: Token, folder: Path) -> x509.Certificate:
     async with _Issuer(token, lambda: tls.enrolment_context(None), folder) as issuer:
-        der = await issuer.root()
-    same = hashlib.sha256(der).digest() == token.root_sha256
+        answer = await issuer.trust()
+    accepted = [token.root_sha256, *_later_roots(token, answer)]
     guard("TDN-T-IDN-07").check(
-        same, Reason.IDENTITY_MISMATCH, f"{token.endpoint} has another root than the token says", Refused
-    )
-    return x509.load_der_x509_certificate(der)
+        hashlib.sha256(answer.root_der).digest() in accepted, Reason.IDENTITY_MISMATCH,
+        f"{token.endpoint} has another root than the token says", Refused,
+    )  # fmt: skip
+    return pki.read(answer.root_der)
+
+
+def _later_roots(token: Token, answer: enrolment_service_pb2.GetTrustResponse) -> list[bytes]:
+    """SHA-256 of roots that the top of the token has beside the one that the token names, by its signature."""
+    if not answer.HasField("trust_bundle"):
+        return []
+    signed = records_wire.signed_from_pb(answer.trust_bundle)
+    if not identity.verify(identity.TRUST_BUNDLE, signed, token.top_identity_key):
+        return []
+    own = trust_wire.decode_bundle(signed.statement).own
+    roots = [hashlib.sha256(root).digest() for root in own.roots]
+    return roots if own.top == token.top and token.root_sha256 in roots else []
 
 
 def _membership(token: Token, key: Identity, answer: enrolment_service_pb2.EnrolResponse) -> Membership:
@@ -129,13 +142,12 @@ class _Issuer:
     async def __aexit__(self, *_: object) -> None:
         await self._dialled.close()
 
-    async def root(self) -> bytes:
-        """The root certificate, DER; not believed yet."""
+    async def trust(self) -> enrolment_service_pb2.GetTrustResponse:
+        """The root and the bundle of the top; not believed yet."""
         try:
-            answer = await self._stub.GetTrust(enrolment_service_pb2.GetTrustRequest(), timeout=CALL_S)
+            return await self._stub.GetTrust(enrolment_service_pb2.GetTrustRequest(), timeout=CALL_S)
         except grpc.aio.AioRpcError as error:
             raise self._dialled.reason(error) or status.from_rpc_error(error) from error
-        return answer.root_der
 
     async def enrol(self, request: enrolment_service_pb2.EnrolRequest) -> enrolment_service_pb2.EnrolResponse:
         """Send the application."""

@@ -64,13 +64,14 @@ class EndorsementServicer(enrolment_service_pb2_grpc.EndorsementServiceServicer)
 
 
 class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
-    """Makes members of nodes directly below the issuer."""
+    """Makes members of nodes directly below the issuer; `trust` is the root it hangs on, and the bundle of the top."""
 
     def __init__(
-        self, issuer: Issuer, root_der: Callable[[], bytes], own_record: Signed, members: Members, endorse: Endorse
+        self, issuer: Issuer, trust: Callable[[], tuple[bytes, Signed | None]], own_record: Signed, members: Members,
+        endorse: Endorse,
     ) -> None:  # fmt: skip
         self._issuer = issuer
-        self._root_der = root_der
+        self._trust = trust
         self._own_record = own_record
         self._members = members
         self._endorse = endorse
@@ -80,7 +81,9 @@ class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
     ) -> enrolment_service_pb2.GetTrustResponse:
         """See the proto."""
         del request, context
-        return enrolment_service_pb2.GetTrustResponse(root_der=self._root_der())
+        root, bundle = self._trust()
+        told = records_wire.signed_to_pb(bundle) if bundle else None
+        return enrolment_service_pb2.GetTrustResponse(root_der=root, trust_bundle=told)
 
     async def Enrol(  # noqa: N802  the name of the RPC
         self, request: enrolment_service_pb2.EnrolRequest, context: Context

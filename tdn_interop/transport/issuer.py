@@ -59,7 +59,8 @@ class Issuer:
         """Certificates for the keys of an application that was checked."""
         authority, node = self._authority(), application.node_id
         leaf = pki.issue_leaf(authority, node, pki.requested_key(application.tls_csr), self._leaf_life)
-        chain = [leaf] if self._role == "top" else [leaf, authority.certificate]
+        own = () if self._role == "top" else (authority.certificate,)
+        chain = [leaf, *own, *authority.above]
         ca = None
         if application.role == "hub":
             ca = pki.issue_intermediate(authority, node, pki.requested_key(application.ca_csr))

@@ -35,10 +35,15 @@ UNREADABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A certificate that may sign, and its key."""
+    """A certificate that may sign, and its key.
+
+    `above` are the certificates between it and a root; at a top that has a new root, the one by which the old
+    root vouches for the new one.
+    """
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
+    above: tuple[x509.Certificate, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +77,13 @@ def key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def load_authority(certificate: Path, key: Path) -> Authority:
-    """Read a CA of this node from its PEM files."""
+    """Read a CA of this node from its PEM files. What stands above it counts until it ends."""
     loaded = serialization.load_pem_private_key(key.read_bytes(), None)
     if not isinstance(loaded, ec.EllipticCurvePrivateKey):
         guard("TDN-T-IDN-03").refuse(Reason.CONFIG_INVALID, f"{key} holds no elliptic-curve key", TdnError)
-    return Authority(x509.load_pem_x509_certificate(certificate.read_bytes()), loaded)
+    own, *above = x509.load_pem_x509_certificates(certificate.read_bytes())
+    now = dt.datetime.now(dt.UTC)
+    return Authority(own, loaded, tuple(c for c in above if c.not_valid_after_utc > now))
 
 
 def create_root(top: str) -> Authority:
@@ -85,6 +92,22 @@ def create_root(top: str) -> Authority:
     certificate = _build(_name(f"{top} root"), _name(f"{top} root"), key.public_key(), ROOT_LIFE)
     certificate = _as_ca(certificate, path_length=1, permitted=top)
     return Authority(certificate.sign(key, hashes.SHA256()), key)
+
+
+def cross_sign(old: Authority, new: x509.Certificate, life: dt.timedelta) -> x509.Certificate:
+    """The new root of a top as the old one vouches for it, so that who knows the old one accepts the new one.
+
+    Its subject and its issuer have the same name: such a certificate does not count for the path length
+    (RFC 5280 section 4.2.1.9).
+    """
+    key = new.public_key()
+    assert isinstance(key, ec.EllipticCurvePublicKey)  # noqa: S101  a root of ours
+    constraint = old.certificate.extensions.get_extension_for_class(x509.NameConstraints)
+    builder = _build(new.subject, old.certificate.subject, key, life)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
+    builder = builder.add_extension(_usage(key_cert_sign=True), critical=True)
+    builder = builder.add_extension(constraint.value, critical=True)
+    return builder.add_extension(_authority_id(old), critical=False).sign(old.key, hashes.SHA256())
 
 
 def read(certificate_der: bytes) -> x509.Certificate:

@@ -68,7 +68,7 @@ async def renew(link: Link, key: Identity, role: str, ca_key: ec.EllipticCurvePr
     chain = [pki.read(der) for der in answer.tls_chain_der]
     ours = bool(chain) and pki.read_peer(pki.der(chain[0])).node == key.node
     ours = ours and chain[0].public_key() == tls_key.public_key()
-    authority = pki.Authority(pki.read(answer.ca_der), ca_key) if ca_key else None
+    authority = pki.Authority(pki.read(answer.ca_der), ca_key, tuple(chain[1:])) if ca_key else None
     ours = ours and (authority is None or authority.certificate.public_key() == authority.key.public_key())
     guard("TDN-T-IDN-04").check(
         ours, Reason.IDENTITY_MISMATCH, f"{link.node} sent a certificate that is not ours"

@@ -87,13 +87,14 @@ async def test_strangers_until_both_agree_and_again_when_it_ends(mesh):
 
     await node(mesh, CN).federation.end(HK)
     await until(lambda: not bank.trust.knows(HK))
-    bank.channels.drop(CLINIC)
-    with pytest.raises(TdnError):
-        await bank.pings.ping(CLINIC, 10)
-    refused = refusals(mesh.nodes[BANK])
-    with pytest.raises(TdnError):
-        await clinic.pings.ping(BANK, 10)
-    assert refusals(mesh.nodes[BANK]) != refused
+    for here, there in ((bank, CLINIC), (clinic, BANK)):
+        here.channels.drop(there)
+    await until(lambda: not bank.channels.peers() and not clinic.channels.peers())
+    for here, there in ((bank, CLINIC), (clinic, BANK)):
+        with pytest.raises(TdnError) as caught:
+            await here.pings.ping(there, 10)
+        assert caught.value.reason is Reason.UNAUTHENTICATED
+    assert ("UNAUTHENTICATED", "TDN-T-IDN-01") in refusals(mesh.nodes[BANK])
 
 
 async def test_what_was_agreed_survives_a_restart(mesh):

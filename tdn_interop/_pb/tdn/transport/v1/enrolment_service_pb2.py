@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from tdn_interop._pb.tdn.common.v1 import identity_pb2 as tdn_dot_common_dot_v1_dot_identity__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tdn/transport/v1/enrolment_service.proto\x12\x10tdn.transport.v1\x1a\x1ctdn/common/v1/identity.proto\"\xd7\x01\n\x05Token\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12!\n\x04role\x18\x04 \x01(\x0e\x32\x13.tdn.common.v1.Role\x12\x0e\n\x06secret\x18\x05 \x01(\x0c\x12\x13\n\x0broot_sha256\x18\x06 \x01(\x0c\x12\x18\n\x10top_identity_key\x18\x07 \x01(\x0c\x12\x15\n\rexpires_at_ms\x18\x08 \x01(\x03\x12\x15\n\rlink_endpoint\x18\t \x01(\t\x12\x0b\n\x03top\x18\n \x01(\t\"\x11\n\x0fGetTrustRequest\"$\n\x10GetTrustResponse\x12\x10\n\x08root_der\x18\x01 \x01(\x0c\"J\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12*\n\x0b\x61pplication\x18\x02 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"\x80\x01\n\x0b\x41pplication\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.tdn.common.v1.Role\x12\x14\n\x0cidentity_key\x18\x03 \x01(\x0c\x12\x13\n\x0btls_csr_der\x18\x04 \x01(\x0c\x12\x12\n\nca_csr_der\x18\x05 \x01(\x0c\"\x8b\x01\n\rEnrolResponse\x12\x15\n\rtls_chain_der\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63\x61_der\x18\x02 \x01(\x0c\x12%\n\x06record\x18\x03 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12,\n\rissuer_record\x18\x04 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"<\n\x0e\x45ndorseRequest\x12*\n\x0b\x61pplication\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"8\n\x0f\x45ndorseResponse\x12%\n\x06record\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed2\xaf\x01\n\x10\x45nrolmentService\x12Q\n\x08GetTrust\x12!.tdn.transport.v1.GetTrustRequest\x1a\".tdn.transport.v1.GetTrustResponse\x12H\n\x05\x45nrol\x12\x1e.tdn.transport.v1.EnrolRequest\x1a\x1f.tdn.transport.v1.EnrolResponse2d\n\x12\x45ndorsementService\x12N\n\x07\x45ndorse\x12 .tdn.transport.v1.EndorseRequest\x1a!.tdn.transport.v1.EndorseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(tdn/transport/v1/enrolment_service.proto\x12\x10tdn.transport.v1\x1a\x1ctdn/common/v1/identity.proto\"\xd7\x01\n\x05Token\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x0e\n\x06issuer\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12!\n\x04role\x18\x04 \x01(\x0e\x32\x13.tdn.common.v1.Role\x12\x0e\n\x06secret\x18\x05 \x01(\x0c\x12\x13\n\x0broot_sha256\x18\x06 \x01(\x0c\x12\x18\n\x10top_identity_key\x18\x07 \x01(\x0c\x12\x15\n\rexpires_at_ms\x18\x08 \x01(\x03\x12\x15\n\rlink_endpoint\x18\t \x01(\t\x12\x0b\n\x03top\x18\n \x01(\t\"\x11\n\x0fGetTrustRequest\"Q\n\x10GetTrustResponse\x12\x10\n\x08root_der\x18\x01 \x01(\x0c\x12+\n\x0ctrust_bundle\x18\x02 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"J\n\x0c\x45nrolRequest\x12\x0e\n\x06secret\x18\x01 \x01(\x0c\x12*\n\x0b\x61pplication\x18\x02 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"\x80\x01\n\x0b\x41pplication\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12!\n\x04role\x18\x02 \x01(\x0e\x32\x13.tdn.common.v1.Role\x12\x14\n\x0cidentity_key\x18\x03 \x01(\x0c\x12\x13\n\x0btls_csr_der\x18\x04 \x01(\x0c\x12\x12\n\nca_csr_der\x18\x05 \x01(\x0c\"\x8b\x01\n\rEnrolResponse\x12\x15\n\rtls_chain_der\x18\x01 \x03(\x0c\x12\x0e\n\x06\x63\x61_der\x18\x02 \x01(\x0c\x12%\n\x06record\x18\x03 \x01(\x0b\x32\x15.tdn.common.v1.Signed\x12,\n\rissuer_record\x18\x04 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"<\n\x0e\x45ndorseRequest\x12*\n\x0b\x61pplication\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed\"8\n\x0f\x45ndorseResponse\x12%\n\x06record\x18\x01 \x01(\x0b\x32\x15.tdn.common.v1.Signed2\xaf\x01\n\x10\x45nrolmentService\x12Q\n\x08GetTrust\x12!.tdn.transport.v1.GetTrustRequest\x1a\".tdn.transport.v1.GetTrustResponse\x12H\n\x05\x45nrol\x12\x1e.tdn.transport.v1.EnrolRequest\x1a\x1f.tdn.transport.v1.EnrolResponse2d\n\x12\x45ndorsementService\x12N\n\x07\x45ndorse\x12 .tdn.transport.v1.EndorseRequest\x1a!.tdn.transport.v1.EndorseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,19 +37,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETTRUSTREQUEST']._serialized_start=310
   _globals['_GETTRUSTREQUEST']._serialized_end=327
   _globals['_GETTRUSTRESPONSE']._serialized_start=329
-  _globals['_GETTRUSTRESPONSE']._serialized_end=365
-  _globals['_ENROLREQUEST']._serialized_start=367
-  _globals['_ENROLREQUEST']._serialized_end=441
-  _globals['_APPLICATION']._serialized_start=444
-  _globals['_APPLICATION']._serialized_end=572
-  _globals['_ENROLRESPONSE']._serialized_start=575
-  _globals['_ENROLRESPONSE']._serialized_end=714
-  _globals['_ENDORSEREQUEST']._serialized_start=716
-  _globals['_ENDORSEREQUEST']._serialized_end=776
-  _globals['_ENDORSERESPONSE']._serialized_start=778
-  _globals['_ENDORSERESPONSE']._serialized_end=834
-  _globals['_ENROLMENTSERVICE']._serialized_start=837
-  _globals['_ENROLMENTSERVICE']._serialized_end=1012
-  _globals['_ENDORSEMENTSERVICE']._serialized_start=1014
-  _globals['_ENDORSEMENTSERVICE']._serialized_end=1114
+  _globals['_GETTRUSTRESPONSE']._serialized_end=410
+  _globals['_ENROLREQUEST']._serialized_start=412
+  _globals['_ENROLREQUEST']._serialized_end=486
+  _globals['_APPLICATION']._serialized_start=489
+  _globals['_APPLICATION']._serialized_end=617
+  _globals['_ENROLRESPONSE']._serialized_start=620
+  _globals['_ENROLRESPONSE']._serialized_end=759
+  _globals['_ENDORSEREQUEST']._serialized_start=761
+  _globals['_ENDORSEREQUEST']._serialized_end=821
+  _globals['_ENDORSERESPONSE']._serialized_start=823
+  _globals['_ENDORSERESPONSE']._serialized_end=879
+  _globals['_ENROLMENTSERVICE']._serialized_start=882
+  _globals['_ENROLMENTSERVICE']._serialized_end=1057
+  _globals['_ENDORSEMENTSERVICE']._serialized_start=1059
+  _globals['_ENDORSEMENTSERVICE']._serialized_end=1159
 # @@protoc_insertion_point(module_scope)

@@ -101,16 +101,24 @@ class GetTrustResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ROOT_DER_FIELD_NUMBER: _builtins.int
+    TRUST_BUNDLE_FIELD_NUMBER: _builtins.int
     root_der: _builtins.bytes
     """The root certificate, DER."""
+    @_builtins.property
+    def trust_bundle(self) -> _identity_pb2.Signed:
+        """The newest TrustBundle of the top, when there is one: by it a token that names the root before this one still
+        works while the two overlap.
+        """
+
     def __init__(
         self,
         *,
         root_der: _builtins.bytes = ...,
+        trust_bundle: _identity_pb2.Signed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["trust_bundle", b"trust_bundle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["root_der", b"root_der"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["root_der", b"root_der", "trust_bundle", b"trust_bundle"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
