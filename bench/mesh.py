@@ -29,7 +29,15 @@ from tdn_interop.config import load_config
 TOP, HUB_1, HUB_2 = "cn", "shandong.cn", "guangdong.cn"
 AIRLINE, BANK = "airline.shandong.cn", "bank.shandong.cn"
 RESEARCH, REGISTRY = "research.shandong.cn", "registry.guangdong.cn"
-NODES = ((TOP, "top"), (HUB_1, "hub"), (HUB_2, "hub"), (RESEARCH, "child"), (BANK, "child"), (REGISTRY, "child"), (AIRLINE, "child"))
+NODES = (
+    (TOP, "top"),
+    (HUB_1, "hub"),
+    (HUB_2, "hub"),
+    (RESEARCH, "child"),
+    (BANK, "child"),
+    (REGISTRY, "child"),
+    (AIRLINE, "child"),
+)
 # Where the airline sends, by the number of relays, and the relays on the way.
 WAYS = {0: (RESEARCH, ()), 1: (BANK, (HUB_1,)), 2: (HUB_2, (HUB_1, TOP)), 3: (REGISTRY, (HUB_1, TOP, HUB_2))}
 TOPIC = "bench/messages"
@@ -187,7 +195,9 @@ async def _add(made: Mesh, node: str, role: str) -> None:
 async def _add_raw(made: Mesh) -> None:
     for role, node in (("serve", RESEARCH), ("dial", AIRLINE)):
         folder = made.folder / node
-        made.workers[f"raw.{role}"] = await Worker.start(folder / "raw.log", "bench.raw", role, str(folder), RESEARCH)
+        made.workers[f"raw.{role}"] = await Worker.start(
+            folder / "raw.log", "bench.raw", role, str(folder), RESEARCH
+        )
     port = (await made.workers["raw.serve"].do("port"))["port"]
     await made.workers["raw.dial"].do("dial", port=port)
 

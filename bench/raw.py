@@ -52,7 +52,9 @@ class Dialling:
     def __init__(self, folder: Path, name: str) -> None:
         self._name = name
         self._credentials = grpc.ssl_channel_credentials(
-            (folder / "root.pem").read_bytes(), (folder / "tls.key").read_bytes(), (folder / "tls.pem").read_bytes()
+            (folder / "root.pem").read_bytes(),
+            (folder / "tls.key").read_bytes(),
+            (folder / "tls.pem").read_bytes(),
         )
         self._message = os.urandom(MESSAGE_BYTES)
         self._channel: grpc.aio.Channel

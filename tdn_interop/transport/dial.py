@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,9 @@ import structlog
 
 from tdn_interop.errors import Reason, TdnError, Unavailable
 from tdn_interop.transport import tls
-from tdn_interop.transport.front import HANDSHAKE_S, Pipe, expired
+from tdn_interop.transport.front import ACCEPT_REST_S, HANDSHAKE_S, expired
 from tdn_interop.transport.pki import PeerCertificate
+from tdn_interop.transport.pump import Pump, TlsStream
 
 # Frames stay at 1 MiB; the default limit of 4 MiB would do, but a peer must get our typed refusal, not gRPC's.
 OPTIONS: list[tuple[str, int | str]] = [
@@ -66,10 +67,10 @@ class Dialled:
         self._open = open_stream
         self._dialler = dialler
         self._path = dialler.folder / f"out{next(_numbers)}"
-        self._server: asyncio.Server | None = None
-        self._pipes: dict[Pipe, Pipe] = {}  # what comes from gRPC -> where it goes out
+        self._pumps: set[Pump] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._first: Pipe | None = None  # dialled, and not yet used
+        self._first: TlsStream | None = None  # dialled, and not yet used
+        self._started = False
         self.channel: grpc.aio.Channel
 
     async def start(self, *, dial: bool = True) -> Dialled:
@@ -79,8 +80,13 @@ class Dialled:
         """
         if dial:
             self._first = await self._dial()
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_unix_server(lambda: _Local(self), str(self._path))
+        self._path.unlink(missing_ok=True)  # of a process that was killed
+        local = socket.socket(socket.AF_UNIX)
+        local.setblocking(False)
+        local.bind(str(self._path))
+        local.listen()
+        self._spawn(self._serve(local), local)
+        self._started = True
         options = [*OPTIONS, ("grpc.default_authority", self.node), *self._options]
         self.channel = grpc.aio.insecure_channel(
             f"unix:{self._path}", options=options, interceptors=self._dialler.interceptors
@@ -89,15 +95,14 @@ class Dialled:
 
     async def close(self) -> None:
         """Close the channel and every connection under it; nothing when it was never started."""
-        if self._server:
+        if self._started:
             await self.channel.close()
-            self._server.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for pipe in (*self._pipes, *self._pipes.values(), self._first):
-            if pipe and pipe.transport:
-                pipe.transport.abort()
+        self._end()
+        if self._first:
+            self._first.socket.close()
         self._path.unlink(missing_ok=True)
 
     def reason(self, error: BaseException) -> TdnError | None:
@@ -113,59 +118,68 @@ class Dialled:
 
     def drop_expired(self, now_ms: int) -> None:
         """End the connections when the certificate of the node has expired; dialling again asks for a new one."""
-        if self.peer and self.peer.expires_at_ms <= now_ms and self._pipes:
+        if self.peer and self.peer.expires_at_ms <= now_ms and self._pumps:
             _note(expired(self.peer))
-            self._abort()
+            self._end()
 
     def drop_refused(self) -> None:
         """End the connections when the node is refused by now; dialling again says why."""
-        if self.peer and self._pipes and (refusal := self._dialler.refusal(self.peer.node)):
+        if self.peer and self._pumps and (refusal := self._dialler.refusal(self.peer.node)):
             _note(refusal)
-            self._abort()
+            self._end()
 
     @property
     def stands(self) -> bool:
         """True while there is a connection."""
-        return bool(self._pipes)
+        return bool(self._pumps)
 
-    def serve(self, local: Pipe) -> None:
-        """Carry one local connection out."""
-        task = asyncio.ensure_future(self._carry(local))
+    async def _serve(self, local: socket.socket) -> None:
+        """Carry out each connection that gRPC makes."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                stream, _ = await loop.sock_accept(local)
+            except OSError as error:  # no descriptors are left
+                _log.warning("not dialled", peer=self.node, message=error.strerror)
+                await asyncio.sleep(ACCEPT_REST_S)
+            else:
+                self._spawn(self._carry(stream), stream)
+
+    def _spawn(self, work: Coroutine[None, None, None], stream: socket.socket) -> None:
+        """Run until done; a stream whose work is cancelled is closed, also if the work never began."""
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda done: stream.close() if done.cancelled() else None)
 
-    async def _carry(self, local: Pipe) -> None:
+    async def _carry(self, local: socket.socket) -> None:
         remote, self._first = self._first, None
         try:
             remote = remote or await self._dial()
-        except (TdnError, asyncio.CancelledError) as error:
-            if local.transport:
-                local.transport.abort()
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except TdnError:
+            local.close()
             return
-        self._pipes[local] = remote
-        local.join(remote)
+        pump = Pump(
+            remote, local, str(self._path), lambda error: self.broken(tls.broken(error, self.node)),
+            self._pumps.discard,
+        )  # fmt: skip
+        self._pumps.add(pump)
+        pump.start()
 
-    async def _dial(self) -> Pipe:
+    async def _dial(self) -> TlsStream:
         """A verified connection to the node."""
-        loop = asyncio.get_running_loop()
-        remote = Pipe(self.broken, self.node)
         stream: socket.socket | None = None
         try:
             context = self._dialler.context()
             stream = await self._open()
+            remote = TlsStream(stream, context, self.node)
             async with asyncio.timeout(HANDSHAKE_S):
-                transport, _ = await loop.create_connection(
-                    lambda: remote, sock=stream, ssl=context, server_hostname=self.node
-                )
-            self.peer = tls.peer_certificate(transport.get_extra_info("ssl_object"))
+                await remote.shake_hands()
+            self.peer = tls.peer_certificate(remote.tls)
             if refusal := self._dialler.refusal(self.peer.node):
                 raise refusal
         except (OSError, TdnError, asyncio.CancelledError) as error:
-            if remote.transport:
-                remote.transport.abort()
-            elif stream:
+            if stream:
                 stream.close()
             if isinstance(error, asyncio.CancelledError):
                 raise
@@ -176,32 +190,11 @@ class Dialled:
         self.error = None
         return remote
 
-    def forget(self, local: Pipe) -> None:
-        """Drop a connection that has ended."""
-        self._pipes.pop(local, None)
-
-    def _abort(self) -> None:
-        for pipe in [*self._pipes, *self._pipes.values()]:
-            if pipe.transport:
-                pipe.transport.abort()
+    def _end(self) -> None:
+        for pump in list(self._pumps):
+            pump.end()
 
 
 def _note(error: TdnError) -> None:
     """The record of what was tried on us, as a listener keeps it."""
     _log.warning("refused", reason=error.reason.name, requirement=error.requirement, message=error.message)
-
-
-class _Local(Pipe):
-    """The side towards gRPC."""
-
-    def __init__(self, dialled: Dialled) -> None:
-        super().__init__()
-        self._dialled = dialled
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self._dialled.serve(self)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._dialled.forget(self)

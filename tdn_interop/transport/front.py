@@ -20,6 +20,7 @@ from pathlib import Path
 from tdn_interop.errors import Reason, Refused, TdnError, Unavailable, guard
 from tdn_interop.transport import descriptors, tls
 from tdn_interop.transport.pki import PeerCertificate
+from tdn_interop.transport.pump import Pump, TlsStream, widen
 
 HANDSHAKE_S = 10.0
 # Handshakes that may run at once on a listener; beyond, the oldest one of the busiest source gives way.
@@ -34,59 +35,9 @@ DESCRIPTORS = 3
 ACCEPT_REST_S = 0.2
 # How long a node that is refused may stay: long enough to be told why.
 TELL_S = 1.0
-# Bytes kept for a slow reader before the fast side is paused.
-HIGH_WATER = 4 << 20
 
-ContextFactory = Callable[[], tls.ServerContext]
+ContextFactory = Callable[[], ssl.SSLContext]
 Refusal = Callable[[TdnError], None]
-
-
-class Pipe(asyncio.Protocol):
-    """Copies bytes to its mate and pauses its own side while the mate is full; reads nothing before it has one."""
-
-    def __init__(self, on_broken: Refusal | None = None, other: str = "") -> None:
-        self.transport: asyncio.Transport | None = None
-        self._mate: Pipe | None = None
-        self._on_broken = on_broken
-        self._other = other
-
-    def join(self, mate: Pipe) -> None:
-        """From now on bytes flow both ways."""
-        self._mate, mate._mate = mate, self
-        for one in (self, mate):
-            if one.transport is None or one.transport.is_closing():
-                one.connection_lost(None)
-            else:
-                one.transport.resume_reading()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the transport."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  asyncio hands out one for streams
-        self.transport = transport
-        transport.set_write_buffer_limits(HIGH_WATER)
-        transport.pause_reading()
-
-    def data_received(self, data: bytes) -> None:
-        """Hand on."""
-        if self._mate and self._mate.transport:
-            self._mate.transport.write(data)
-
-    def pause_writing(self) -> None:
-        """Our side is full: the mate stops reading."""
-        if self._mate and self._mate.transport:
-            self._mate.transport.pause_reading()
-
-    def resume_writing(self) -> None:
-        """Our side has room again."""
-        if self._mate and self._mate.transport:
-            self._mate.transport.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Close the mate; a broken TLS stream is a refusal that somebody has to hear of."""
-        if isinstance(exc, ssl.SSLError) and self._on_broken:
-            self._on_broken(tls.broken(exc, self._other))
-        if self._mate and self._mate.transport:
-            self._mate.transport.close()
 
 
 class Front:
@@ -109,12 +60,11 @@ class Front:
         self._tasks: set[asyncio.Task[None]] = set()
         # Handshake -> address it comes from, oldest first.
         self._half_open: dict[asyncio.Task[None], str] = {}
-        self._pipes: set[Pipe] = set()
         self._life_s = life_s
         self._places = min(CONNECTIONS, descriptors.room(0.25, DESCRIPTORS))
         # Connection -> node or address it comes from, oldest first.
-        self._served: dict[_Inner, str] = {}
-        self._raw: set[socket.socket] = set()  # accepted, and not yet a transport's
+        self._served: dict[Pump, str] = {}
+        self._raw: set[socket.socket] = set()  # accepted, and not yet a pump's
         # Why a node is refused although its certificate is good; asked at the handshake, at each call and by sweeps.
         self.refusal: Callable[[str], TdnError | None] = lambda _node: None
 
@@ -168,24 +118,23 @@ class Front:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for stream in self._raw:
             stream.close()
-        for pipe in list(self._pipes):
-            if pipe.transport:
-                pipe.transport.abort()
+        for pump in list(self._served):
+            pump.end()
 
     def drop_expired(self, now_ms: int) -> None:
         """End the connections whose certificate has expired; each one is a refusal."""
-        for inner in list(self._served):
-            peer = self._peers.get(inner.key)
+        for pump in list(self._served):
+            peer = self._peers.get(_key(pump.name))
             if peer and peer.expires_at_ms <= now_ms:
-                inner.end()
+                pump.end()
                 self._on_refusal(expired(peer))
 
     def drop_refused(self) -> None:
         """End the connections of nodes that are refused by now; each one is a refusal."""
-        for inner in list(self._served):
-            peer = self._peers.get(inner.key)
+        for pump in list(self._served):
+            peer = self._peers.get(_key(pump.name))
             if peer and (refusal := self.refusal(peer.node)):
-                inner.end()
+                pump.end()
                 self._on_refusal(refusal)
 
     async def _accept(self, listener: socket.socket) -> None:
@@ -198,6 +147,7 @@ class Front:
                     self._on_refusal(tls.explain(error, "a connection could not be accepted"))
                     await asyncio.sleep(ACCEPT_REST_S)
                     continue
+                stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._make_room()
                 self._raw.add(stream)
                 task = self._spawn(self._serve(stream, f"{address[0]}:{address[1]}"))
@@ -218,68 +168,63 @@ class Front:
 
     async def _serve(self, stream: socket.socket, origin: str) -> None:
         try:
-            outer, peer = await self._handshake(stream, origin)
+            outer, peer = await self._handshake(stream)
+            life_s = self._life_s
+            if peer and (refusal := self.refusal(peer.node)):
+                self._on_refusal(refusal)
+                life_s = TELL_S  # no handler serves it; its first call is told why
+            await self._connect(outer, peer, origin, life_s)
         except (OSError, TdnError) as error:
             stream.close()
             self._on_refusal(tls.explain(error, origin))
-            return
+        except asyncio.CancelledError:
+            stream.close()
+            raise
         finally:
             self._raw.discard(stream)
-        life_s = self._life_s
-        if peer and (refusal := self.refusal(peer.node)):
-            self._on_refusal(refusal)
-            life_s = TELL_S  # no handler serves it; its first call is told why
-        await self._connect(outer, peer, peer.node if peer else origin.rpartition(":")[0], life_s)
 
-    async def _handshake(self, stream: socket.socket, origin: str) -> tuple[Pipe, PeerCertificate | None]:
+    async def _handshake(self, stream: socket.socket) -> tuple[TlsStream, PeerCertificate | None]:
         stream.setblocking(False)
         context = self._context()
-        context.tell = stream.send
-        outer = Pipe(self._on_refusal, origin)
+        outer = TlsStream(stream, context)
         async with asyncio.timeout(HANDSHAKE_S):
-            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: outer, stream, ssl=context
-            )
-        if context.verify_mode is ssl.CERT_NONE:
-            return outer, None
-        try:
-            return outer, tls.peer_certificate(transport.get_extra_info("ssl_object"))
-        except TdnError:
-            transport.abort()
-            raise
+            await outer.shake_hands()
+        anonymous = context.verify_mode is ssl.CERT_NONE
+        return outer, None if anonymous else tls.peer_certificate(outer.tls)
 
     async def _connect(
-        self, outer: Pipe, peer: PeerCertificate | None, source: str, life_s: float | None
+        self, outer: TlsStream, peer: PeerCertificate | None, origin: str, life_s: float | None
     ) -> None:
         loop = asyncio.get_running_loop()
         # Other fronts of the node have their sockets in the same folder.
         name = self._folder / f"{self._backend.stem}-in{next(self._numbers)}"
         name.unlink(missing_ok=True)  # of a process that was killed
+        source = peer.node if peer else origin.rpartition(":")[0]
         inside = socket.socket(socket.AF_UNIX)
         inside.setblocking(False)
-        key = f"unix:{name}"
+        key = _key(str(name))
         self._peers[key], self._sources[key] = peer, source
         try:
             inside.bind(str(name))
             await loop.sock_connect(inside, str(self._backend))
-            _, inner = await loop.create_unix_connection(lambda: _Inner(self, key, outer), sock=inside)
         except (OSError, asyncio.CancelledError) as error:
             inside.close()
+            outer.socket.close()
             self._forget(key)
-            if outer.transport:
-                outer.transport.abort()
             if isinstance(error, OSError):  # the server behind has stopped
                 return
             raise
         finally:
             # gRPC has read the name by now or never will; a name left behind would only litter.
             name.unlink(missing_ok=True)
-        self._pipes.update((outer, inner))
         self._give_way(source)
-        self._served[inner] = source
+        pump = Pump(
+            outer, inside, str(name), lambda error: self._on_refusal(tls.broken(error, origin)), self._ended
+        )
+        self._served[pump] = source
         if life_s:
-            inner.ends = loop.call_later(life_s, inner.end)
-        outer.join(inner)
+            loop.call_later(life_s, pump.end)
+        pump.start()
 
     def _give_way(self, source: str) -> None:
         """Make room for one more connection of `source`."""
@@ -287,10 +232,13 @@ class Front:
         if counts[source] < PER_SOURCE and len(self._served) < self._places:
             return
         busiest = source if counts[source] >= PER_SOURCE else counts.most_common(1)[0][0]
-        oldest = next(inner for inner, of in self._served.items() if of == busiest)
-        oldest.end()
+        next(one for one, of in self._served.items() if of == busiest).end()
         words = f"{busiest} keeps {counts[busiest]} connections, its oldest one ends"
         self._on_refusal(Refused(Reason.RESOURCE_EXHAUSTED, words, "TDN-T-LIM-03"))
+
+    def _ended(self, pump: Pump) -> None:
+        self._served.pop(pump, None)
+        self._forget(_key(pump.name))
 
     def _forget(self, key: str) -> None:
         self._peers.pop(key, None)
@@ -303,30 +251,9 @@ class Front:
         return task
 
 
-class _Inner(Pipe):
-    """The side towards gRPC: when it ends, the certificate behind its name is forgotten."""
-
-    def __init__(self, front: Front, key: str, outer: Pipe) -> None:
-        super().__init__()
-        self._front = front
-        self.key = key
-        self.ends: asyncio.TimerHandle | None = None
-        self._outer = outer
-
-    def end(self) -> None:
-        """End the connection now; it takes no place any more."""
-        self._front._served.pop(self, None)  # noqa: SLF001  two halves of one room
-        for pipe in (self._outer, self):
-            if pipe.transport:
-                pipe.transport.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        if self.ends:
-            self.ends.cancel()
-        self._front._forget(self.key)  # noqa: SLF001  two halves of one room
-        self._front._served.pop(self, None)  # noqa: SLF001  two halves of one room
-        self._front._pipes.difference_update((self, self._outer))  # noqa: SLF001  two halves of one room
+def _key(name: str) -> str:
+    """What gRPC calls the peer whose unix socket has this name."""
+    return f"unix:{name}"
 
 
 def expired(peer: PeerCertificate) -> Refused:
@@ -342,8 +269,9 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     except OSError as error:  # no descriptors are left
         words = f"a tunnel has no end here: {error.strerror}"
         guard("TDN-T-LIM-03").refuse(Reason.RESOURCE_EXHAUSTED, words, Unavailable)
-    near.setblocking(False)
-    far.setblocking(False)
+    for one in (near, far):
+        one.setblocking(False)
+        widen(one)
     return near, far
 
 

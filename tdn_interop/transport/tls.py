@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from cryptography import x509
 
@@ -29,58 +27,15 @@ class TlsFiles:
     root: Path
 
 
-class _Handshake(ssl.SSLObject):
-    """A handshake that hands over its alert when it refuses the other side."""
-
-    outgoing: ssl.MemoryBIO
-    tell: Callable[[bytes], object]
-
-    def do_handshake(self) -> None:
-        try:
-            super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
-        except ssl.SSLError:
-            with contextlib.suppress(OSError):  # the other side may be gone
-                self.tell(self.outgoing.read())
-            raise
-
-
 class Context(ssl.SSLContext):
     """The context of one connection; `leaf` is the certificate that it shows."""
 
     leaf: x509.Certificate
 
 
-class ServerContext(Context):
-    """The context of one connection. `tell` sends the alert of a refused handshake.
-
-    asyncio closes the connection and drops the alert; the other side would only see that the
-    connection ended and look for a firewall instead of at its certificate.
-    """
-
-    tell: Callable[[bytes], object] = len
-
-    def wrap_bio(
-        self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO, server_side: bool = False,
-        server_hostname: str | bytes | None = None, session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:  # fmt: skip
-        """As in `ssl`; called by asyncio."""
-        made = super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
-        assert isinstance(made, _Handshake)  # noqa: S101  the class attribute below
-        made.outgoing, made.tell = outgoing, self.tell
-        return made
-
-
-ServerContext.sslobject_class = _Handshake
-
-
-C = TypeVar("C", bound=Context)
-
-
-def server_context(files: TlsFiles, *, mutual: bool = True) -> ServerContext:
+def server_context(files: TlsFiles, *, mutual: bool = True) -> Context:
     """TLS 1.3 as the listening side; `mutual` demands a client certificate."""
-    context = _strict(ServerContext(ssl.PROTOCOL_TLS_SERVER), files)
+    context = _strict(Context(ssl.PROTOCOL_TLS_SERVER), files)
     context.verify_mode = ssl.CERT_REQUIRED if mutual else ssl.CERT_NONE
     return context
 
@@ -106,7 +61,7 @@ def enrolment_context(root_pem: str | None) -> ssl.SSLContext:
     return context
 
 
-def _strict(context: C, files: TlsFiles) -> C:
+def _strict(context: Context, files: TlsFiles) -> Context:
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_ciphers("DEFAULT:@SECLEVEL=2")  # no SHA-1 signatures, no RSA below 2048 bits in a chain
     context.load_cert_chain(files.chain, files.key)

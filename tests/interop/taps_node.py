@@ -26,7 +26,7 @@ from tdn_interop.app.driver import Driver, Place
 from tdn_interop.app.job_run import TOPIC
 from tdn_interop.transport import records_wire
 from tdn_interop.transport.channels import Channels
-from tdn_interop.transport.front import Pipe
+from tdn_interop.transport.pump import Pump, TlsStream
 from tdn_interop.transport.records_wire import Opening
 from tdn_interop.transport.relay import Tunnels
 from tdn_interop.transport.tunnel import Leg
@@ -40,19 +40,19 @@ class Recorder:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._notes = (folder / NOTES).open("a", buffering=1)
-        self._streams: dict[Pipe, Path] = {}
+        self._streams: dict[object, int] = {}
 
     def note(self, kind: str, **facts: object) -> None:
         self._notes.write(json.dumps({"kind": kind, **facts}) + "\n")
 
-    def append(self, name: str, data: bytes) -> None:
+    def append(self, name: str, data: bytes | memoryview) -> None:
         with (self._folder / name).open("ab") as file:
             file.write(data)
 
     # -- what a hub sees
 
-    def passed(self, pipe: Pipe, data: bytes) -> None:
-        number = self._streams.setdefault(pipe, len(self._streams))
+    def passed(self, direction: Pump | TlsStream, data: memoryview) -> None:
+        number = self._streams.setdefault(direction, len(self._streams))
         self.append(f"link-{number}", data)
 
     def tunnel(self, opening: Opening, leg: Leg, onward: Any) -> tuple[Leg, Any]:
@@ -117,7 +117,8 @@ def before(owner: type, name: str, look: Callable[..., None]) -> None:
 
 def record(recorder: Recorder) -> None:
     """Put the recorder into the product."""
-    before(Pipe, "data_received", recorder.passed)
+    before(TlsStream, "write", recorder.passed)  # clear text that leaves
+    before(Pump, "_deliver", recorder.passed)  # and that has arrived
     before(Driver, "__init__", recorder.began)
     before(TaskMachine, "_secret", recorder.kept)
     before(TaskMachine, "step", recorder.stepped)

@@ -329,7 +329,7 @@ async def test_200_connections_leave_no_descriptors(mesh):
     hub, port = mesh.nodes[HUB_1], split_address(mesh.nodes[HUB_1].config.listen)[1]
     await mesh.nodes[AIRLINE].mesh.pings.ping(RESEARCH, 10)
     front = hub.mesh.server.front
-    pipes, before = len(front._pipes), len(os.listdir("/proc/self/fd"))
+    pipes, before = len(front._served), len(os.listdir("/proc/self/fd"))
     contexts = [raw_context(mesh.nodes[REGISTRY].mesh.standing.files), raw_context()]
     for number in range(200):
         try:
@@ -337,7 +337,7 @@ async def test_200_connections_leave_no_descriptors(mesh):
             writer.transport.abort()
         except OSError:
             continue
-    await until(lambda: len(front._pipes) == pipes and not front._half_open)
+    await until(lambda: len(front._served) == pipes and not front._half_open)
     await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
     await mesh.nodes[AIRLINE].mesh.pings.ping(RESEARCH, 10)
 

@@ -11,7 +11,7 @@ import struct
 import pytest
 
 from tdn_interop.transport import front as front_module
-from tdn_interop.transport.front import Pipe
+from tdn_interop.transport import pump
 from tests.interop.forge import raw_context, until
 from tests.interop.fronts import CLIENT, dns, exchange, fronted, made
 
@@ -107,7 +107,7 @@ async def test_idle_connections_of_one_node_make_way_for_its_own(victim, guest, 
     assert set(behind.said()) == {("RESOURCE_EXHAUSTED", "TDN-T-LIM-03")}
     assert behind.refused[0].message == f"{CLIENT} keeps 4 connections, its oldest one ends"
     hang_up(found)
-    await until(lambda: not front._served and not front._pipes)
+    await until(lambda: not front._served and not front._served)
 
 
 async def test_all_places_taken_the_busiest_source_makes_way(tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ async def test_a_connection_of_the_enrolment_front_has_an_end(tmp_path):
         async with asyncio.timeout(5):
             with contextlib.suppress(OSError):
                 assert await reader.read() == b""
-        await until(lambda: not front._served and not front._pipes)
+        await until(lambda: not front._served and not front._served)
         writer.transport.abort()
 
 
@@ -141,7 +141,7 @@ async def test_a_connection_does_not_outlive_its_certificate(victim, guest):
     front.drop_expired(peer.expires_at_ms)
     assert behind.said() == [("CERTIFICATE_EXPIRED", "TDN-T-IDN-01")]
     assert not await alive(stream)
-    await until(lambda: not front._peers and not front._pipes)
+    await until(lambda: not front._peers and not front._served)
     hang_up([stream])
 
 
@@ -204,7 +204,7 @@ async def test_a_reset_after_the_handshake_ends_both_sides(victim, guest):
     reset_socket = writer.get_extra_info("socket")
     reset_socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
-    await until(lambda: behind.reached[0].is_closing() and not front._pipes)
+    await until(lambda: behind.reached[0].is_closing() and not front._served)
     assert front._peers == {}
 
 
@@ -212,11 +212,11 @@ async def test_200_connections_leave_nothing(victim, guest, tmp_path):
     front, port, behind = victim
     good, bad = guest, raw_context()
     await exchange(port, good)
-    await until(lambda: not front._pipes)
+    await until(lambda: not front._served)
     before = fds()
     for context in [good, bad] * 100:
         await exchange(port, context)
-    await until(lambda: not front._pipes and len(front._tasks) == 1)
+    await until(lambda: not front._served and len(front._tasks) == 1)
     await until(lambda: fds() <= before)
     assert front._peers == {}
     assert front._raw == set()
@@ -291,50 +291,6 @@ async def test_a_slow_reader_holds_back_the_sender(victim, guest):
                 writer.write(block)
                 await writer.drain()
                 sent += len(block)
-    held = front_module.HIGH_WATER + (4 << 20)  # our limit, and what the kernel's buffers take
+    held = 2 * pump.READ_BYTES + (4 << 20)  # our limit, and what the kernel's buffers take
     assert sent < held + (16 << 20)
     writer.transport.abort()
-
-
-class Wire(asyncio.Transport):
-    """A transport that notes what is done to it."""
-
-    def __init__(self):
-        super().__init__()
-        self.log = []
-
-    def __getattribute__(self, name):
-        if name in {"pause_reading", "resume_reading", "close", "set_write_buffer_limits"}:
-            return lambda *args: self.log.append(name)
-        if name == "is_closing":
-            return lambda: "close" in self.log
-        return super().__getattribute__(name)
-
-    def write(self, data):
-        self.log.append(data)
-
-
-def test_a_pipe_reads_nothing_before_it_has_a_mate():
-    one, other = Pipe(), Pipe()
-    near, far = Wire(), Wire()
-    one.connection_made(near)
-    other.connection_made(far)
-    assert near.log == ["set_write_buffer_limits", "pause_reading"]
-    one.join(other)
-    one.data_received(b"x")
-    other.pause_writing()
-    other.resume_writing()
-    assert far.log[2:] == ["resume_reading", b"x"]
-    assert near.log[2:] == ["resume_reading", "pause_reading", "resume_reading"]
-    one.connection_lost(None)
-    assert far.log[-1] == "close"
-
-
-def test_a_pipe_whose_mate_has_gone_closes():
-    one, other = Pipe(), Pipe()
-    near, far = Wire(), Wire()
-    one.connection_made(near)
-    other.connection_made(far)
-    far.close()
-    one.join(other)
-    assert near.log[-1] == "close"
