@@ -59,7 +59,7 @@ class Routing:
         guard("TDN-T-RTE-03").check(hop_limit > 0, Reason.ROUTE_LOOP, "the hop limit is used up", Refused)
         node = node_of(name)
         relays, record = await self._find_way(asker, node, hop_limit)
-        here = () if asker == self.me else (self.me,)
+        here = () if self.me in {asker, node} else (self.me,)
         found = Route(node, (*here, *relays), now_ms() + ROUTE_LIFE_MS)
         return self._key.sign(identity.ROUTE, records_wire.encode_route(found)), record
 

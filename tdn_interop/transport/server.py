@@ -22,6 +22,7 @@ STREAMS = 2048
 KEEPALIVE: list[tuple[str, int | str]] = [
     ("grpc.keepalive_time_ms", 1500),
     ("grpc.keepalive_timeout_ms", 2500),
+    ("grpc.http2.ping_timeout_ms", 2500),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 500),
