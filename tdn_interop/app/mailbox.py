@@ -27,8 +27,9 @@ from tdn_interop.app.post_wire import WireParcel
 from tdn_interop.app.sealing import SealingKeys
 from tdn_interop.app.store.engine import Store
 from tdn_interop.app.store.mailbox import BoxRow
-from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, Unavailable, guard
+from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, guard
 from tdn_interop.identity import LETTER, SEALING_KEY, Signed, verify
+from tdn_interop.reasons import Retry
 from tdn_interop.transport import status
 from tdn_interop.transport.trust import now_ms
 
@@ -81,7 +82,7 @@ class Mailbox:
                 await box.deposit([self._letter(peer, key, message) for message in messages])
         except TdnError as error:
             _log.info("letters not left", peer=peer, hub=hub, reason=error.reason.name)
-            if not isinstance(error, Unavailable):
+            if error.reason.value.retry is not Retry.LATER:
                 self._mesh.refused(error)
             return False
         _log.info("letters left", peer=peer, hub=hub, letters=len(messages))

@@ -80,10 +80,19 @@ class Outbox:
     async def receipt(self, peer: str, receipt: WireReceipt) -> None:
         """Forget what the peer has stored. An old receipt changes nothing.
 
-        Errors: IDENTITY_MISMATCH (not our stream to this peer), SEQ_RANGE (beyond what was sent).
+        Errors: IDENTITY_MISMATCH (not our stream to this peer), SEQ_RANGE (beyond what was sent). The latter is what
+        an honest peer says when our database is an older copy: it would take new parcels for copies of those that
+        it has had under their numbers, so they go in a new stream.
         """
-        await self._store.run(partial(_cover, peer, receipt))
-        if state := self._peers.get(peer):
+        sent = await self._store.run(partial(_cover, peer, receipt))
+        state = self._peers.get(peer)
+        if receipt.next_number > sent:
+            if state:
+                state.covered = state.deposited = 0
+            guard("TDN-T-DLV-02").refuse(
+                Reason.SEQ_RANGE, f"{peer} acknowledges parcel {receipt.next_number - 1}, {sent} were sent"
+            )
+        if state:
             state.covered = max(state.covered, receipt.next_number)
             state.heard = time.monotonic()
             state.changed.set()
@@ -175,14 +184,15 @@ def _parcels(peer: str, start: int, connection: sa.Connection) -> list[WireParce
     ]
 
 
-def _cover(peer: str, receipt: WireReceipt, connection: sa.Connection) -> None:
+def _cover(peer: str, receipt: WireReceipt, connection: sa.Connection) -> int:
+    """Number of parcels that the stream had."""
     stream = table.stream(connection, peer)
     guard("TDN-T-DLV-02").check(
         stream.stream_id == receipt.stream_id, Reason.IDENTITY_MISMATCH,
         f"{peer} acknowledges a stream that is not ours to it", Refused,
     )  # fmt: skip
-    guard("TDN-T-DLV-02").check(
-        receipt.next_number <= stream.next_number, Reason.SEQ_RANGE,
-        f"{peer} acknowledges parcel {receipt.next_number - 1}, {stream.next_number} were sent",
-    )  # fmt: skip
-    table.drop_out_below(connection, peer, receipt.next_number)
+    if receipt.next_number > stream.next_number:
+        table.renew_stream(connection, peer)
+    else:
+        table.drop_out_below(connection, peer, receipt.next_number)
+    return stream.next_number

@@ -25,7 +25,7 @@ async def snapshot_of(node: Node) -> pb.GetSnapshotResponse:
         certificate_expires_at_ms=mesh.standing.expires_at_ms, links=_links(mesh),
         tunnels=[_tunnel(one) for one in list(mesh.tunnels.passing.values())],
         sessions=[_session(channel) for channel in sorted(mesh.channels.sessions, key=lambda c: c.peer)],
-        jobs=await _jobs(node),
+        jobs=await _jobs(node), mailboxes=await _mailboxes(mesh),
         refusals=[pb.RefusalCount(reason=name, count=count) for name, count in mesh.refused_lately()],
     )  # fmt: skip
 
@@ -55,6 +55,16 @@ def _session(channel: Channel) -> pb.SessionView:
         peer=channel.peer, state=channel.session.state.name.lower(), topics=topics.count,
         queued_bytes=topics.kept_bytes, credit_bytes=topics.least_credit,
     )  # fmt: skip
+
+
+async def _mailboxes(mesh: Mesh) -> list[pb.MailboxView]:
+    boxes = await mesh.mailbox.box.boxes() if mesh.mailbox.box else []
+    return [
+        pb.MailboxView(
+            recipient=box.recipient, letters=box.letters, bytes=box.size_bytes, oldest_at_ms=box.oldest_at_ms
+        )
+        for box in boxes
+    ]  # fmt: skip
 
 
 async def _jobs(node: Node) -> list[pb.JobLine]:

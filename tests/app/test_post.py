@@ -9,6 +9,7 @@ from tdn_interop.app import post as post_module
 from tdn_interop.app import post_receiver, post_sender, post_wire
 from tdn_interop.app.post_wire import WireParcel, WireReceipt
 from tdn_interop.app.store import post as table
+from tdn_interop.app.store import rows, tables
 from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, Refused, Unavailable
 from tests.app.post_world import revive, settle, two
 
@@ -112,6 +113,20 @@ async def test_a_sender_without_its_database_opens_a_new_stream_and_the_old_one_
             await b.post.arrived("a.cn", payload)
         await settle(a, b)
         assert await b.done() == [b"old 0", b"old 1", b"new 0"]
+
+
+async def test_a_sender_with_an_older_copy_of_its_database_loses_nothing(tmp_path):
+    async with two(tmp_path) as (a, b):
+        await a.submit("b.cn", b"before")
+        await settle(a, b)
+        copy = await stream_of(a, "b.cn")
+        await a.submit("b.cn", b"since 1", b"since 2", b"since 3")
+        await settle(a, b)
+        await a.store.run(lambda c: rows.put(c, tables.post_streams, copy))
+        await a.submit("b.cn", b"new 1", b"new 2")
+        await settle(a, b)
+        assert await b.done() == [b"before", b"since 1", b"since 2", b"since 3", b"new 1", b"new 2"]
+        assert Reason.SEQ_RANGE in {error.reason for error in a.refusals}
 
 
 async def test_a_receiver_without_its_database_goes_on_where_the_sender_is(tmp_path):

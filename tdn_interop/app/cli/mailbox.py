@@ -11,7 +11,7 @@ app = typer.Typer(
 )
 
 
-@app.command("ls", epilog="Example: tdn mailbox ls --config hebei/node.toml")
+@app.command("ls", epilog="Example: tdn mailbox ls")
 def ls(context: typer.Context) -> None:
     """List how many letters wait for whom, how large they are, and since when."""
     tdn = invocation(context)

@@ -64,6 +64,15 @@ def stream(connection: sa.Connection, peer: str) -> StreamRow:
     return found
 
 
+def renew_stream(connection: sa.Connection, peer: str) -> None:
+    """Put what is on its way to `peer` into a new stream, in the same order from 0."""
+    mine = _out.c.peer == peer
+    numbers = list(connection.scalars(sa.select(_out.c.number).where(mine).order_by(_out.c.number)))
+    for place, number in enumerate(numbers):
+        connection.execute(_out.update().where(mine, _out.c.number == number).values(number=place))
+    rows.put(connection, _streams, StreamRow(peer, secrets.token_bytes(16), len(numbers)))
+
+
 def add_out(connection: sa.Connection, peer: str, body: bytes, expires_at_ms: int, now_ms: int) -> None:
     """Keep a parcel under the next number of the stream to `peer`."""
     number = stream(connection, peer).next_number
@@ -121,9 +130,9 @@ def drop_out(connection: sa.Connection, peer: str, numbers: list[int]) -> None:
     connection.execute(_out.delete().where(_out.c.peer == peer, _out.c.number.in_(numbers)))
 
 
-def drop_out_below(connection: sa.Connection, peer: str, number: int) -> int:
-    """Forget the parcels below `number`; how many there were."""
-    return connection.execute(_out.delete().where(_out.c.peer == peer, _out.c.number < number)).rowcount
+def drop_out_below(connection: sa.Connection, peer: str, number: int) -> None:
+    """Forget the parcels below `number`."""
+    connection.execute(_out.delete().where(_out.c.peer == peer, _out.c.number < number))
 
 
 # -- in ----------------------------------------------------------------------------------------

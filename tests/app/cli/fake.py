@@ -11,7 +11,7 @@ from grpc_status import rpc_status
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc as services
-from tdn_interop._pb.tdn.app.v1 import drain_pb2, snapshot_pb2
+from tdn_interop._pb.tdn.app.v1 import drain_pb2, mailbox_service_pb2, snapshot_pb2
 from tdn_interop._pb.tdn.common.v1.failure_pb2 import Failure
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.config import control_socket, load_config, runtime_dir
@@ -226,6 +226,11 @@ class FakeNode(services.NodeControlServiceServicer):
     def ListTransfers(self, request, context):
         self._note(request, context)
         return pb.ListTransfersResponse(transfers=[TRANSFER])
+
+    def ListMailboxes(self, request, context):
+        self._note(request, context)
+        box = mailbox_service_pb2.Mailbox(node_id="bank-b.cn", letters=3, bytes=4711, oldest_at_ms=1_700_000_000_000)
+        return mailbox_service_pb2.ListMailboxesResponse(mailboxes=[box])
 
     def CancelTransfer(self, request, context):
         self._note(request, context)
