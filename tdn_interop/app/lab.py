@@ -27,6 +27,8 @@ from typing import Any, NoReturn
 from tdn_interop import ids
 from tdn_interop.app import lab_process, setup
 from tdn_interop.app.control_client import Document, NodeClient, connected
+from tdn_interop.app.federation import federate
+from tdn_interop.app.topology import TOPOLOGIES, Place
 from tdn_interop.config import NodeConfig, control_socket, load_config, runtime_dir
 from tdn_interop.errors import ConfigError, Reason, TdnError, Unavailable, guard
 from tdn_interop.transport import records_wire
@@ -41,27 +43,6 @@ STAGES = ("top", "hub", "child")
 
 _MANUAL = '\nmode = "manual"\n'
 _BY_RULE = '\nmode = "rules"\n[[approval.rules]]\nalgorithms = ["psi"]\n'
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A node of a topology. A child that does not listen is reached through the link it keeps to its hub."""
-
-    id: str
-    role: str
-    listens: bool = True
-
-
-TOPOLOGIES = {
-    "mini": (
-        Place("cn", "top"),
-        Place("shandong.cn", "hub"),
-        Place("guangdong.cn", "hub"),
-        Place("airline.shandong.cn", "child"),
-        Place("research.shandong.cn", "child"),
-        Place("registry.guangdong.cn", "child", listens=False),
-    )
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +133,9 @@ class Lab:
         running = itertools.count(1)
         try:
             self._init(places)
+            tops = [self.config(place.id) for place in places if place.role == "top"]
+            for one, other in itertools.combinations(tops, 2):
+                await federate(one, other)
             for role in STAGES:
                 stage = [place.id for place in places if place.role == role]
                 await _together(self._enrol(node) for node in stage)
@@ -199,8 +183,14 @@ class Lab:
     # -- starting ------------------------------------------------------------------------------
 
     def _init(self, places: Sequence[Place]) -> None:
-        addresses = _free_addresses(str(self.directory))
-        files = [(place, _init_node(self.directory / place.id, place, addresses)) for place in places]
+        free = _free_addresses(str(self.directory))
+        addresses = {place.id: next(free) for place in places if place.listens}
+        files = []
+        for place in places:
+            file = _init_node(self.directory / place.id, place, addresses.get(place.id), free)
+            links = {node: self._advertised(addresses[node]) for node in place.links}
+            _write_links(file, links, [guest.id for guest in places if place.id in guest.links])
+            files.append((place, file))
         self._write([
             LabNode(place.id, place.role, None, str(file), str(file.with_name("node.log"))) for place, file in files
         ])  # fmt: skip
@@ -290,14 +280,22 @@ class Lab:
             os.close(folder)
 
 
-def _init_node(directory: Path, place: Place, addresses: Iterator[str]) -> Path:
+def _init_node(directory: Path, place: Place, listen: str | None, addresses: Iterator[str]) -> Path:
     """Make a node; children approve every private set intersection by rule, so that no human need sit there."""
-    listen = next(addresses) if place.listens else None
     enrolment = next(addresses) if place.role != "child" else None
     file = setup.init_node(directory, place.id, place.role, listen=listen, enrolment=enrolment)
     if place.role == "child":
         file.write_text(file.read_text().replace(_MANUAL, _BY_RULE))
     return file
+
+
+def _write_links(file: Path, links: dict[str, str], neighbours: list[str]) -> None:
+    """Who this node keeps a link to besides its parent, and who may keep one to it: TOML, keys before tables."""
+    if neighbours:
+        file.write_text(f"neighbours = {json.dumps(neighbours)}\n\n{file.read_text()}")
+    with file.open("a") as text:
+        for node, address in links.items():
+            text.write(f"\n[[links]]\nnode = {json.dumps(node)}\naddress = {json.dumps(address)}\n")
 
 
 def _free_addresses(seed: str) -> Iterator[str]:

@@ -74,6 +74,7 @@ class _Waiting:
 
     node: str
     destination: str
+    told: asyncio.Queue[Opening | None]
     joined: asyncio.Future[tuple[Leg, Path]]
     done: asyncio.Future[Signed | None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
@@ -172,6 +173,9 @@ class Tunnels:
         finally:
             if self._below.get(node) is queue:
                 del self._below[node], self.attached_since[node]
+            for waiting in self._waiting.values():
+                if waiting.told is queue and not waiting.joined.done():
+                    waiting.joined.set_exception(_left(node))
 
     async def relay(
         self, opening: Opening, previous: str, leg: Leg, ready: Callable[[Path], Awaitable[None]]
@@ -287,7 +291,7 @@ class Tunnels:
             f"too many tunnels wait for {node}",
             Unavailable,
         )
-        waiting = _Waiting(node, opening.destination, asyncio.get_running_loop().create_future())
+        waiting = _Waiting(node, opening.destination, queue, asyncio.get_running_loop().create_future())
         self._waiting[opening.tunnel_id] = waiting
         try:
             queue.put_nowait(opening)
@@ -349,6 +353,10 @@ async def _abandon(onward: _Onward) -> None:
     await onward.leg.settle()
     onward.leg.drop()
     onward.finish(None)
+
+
+def _left(node: str) -> Unavailable:
+    return Unavailable(Reason.UNREACHABLE, f"{node} left before it joined", "TDN-T-RTE-04")
 
 
 def _not_taken(reason: Reason, waiting: _Waiting) -> Refused:

@@ -361,6 +361,16 @@ async def test_a_node_that_never_joins(hub):
         assert late.reason is Reason.NO_ROUTE
 
 
+async def test_a_node_that_leaves_before_it_joins(hub):
+    """Whoever waits for it hears so at once, not at the deadline."""
+    with hub.attach(SIBLING) as told:
+        running = start(hub, opening(1, SIBLING))
+        await until(lambda: not told.empty())
+    error = await refusal(running)
+    assert (error.reason, error.requirement) == (Reason.UNREACHABLE, "TDN-T-RTE-04")
+    assert (hub._waiting, hub.count) == ({}, 0)
+
+
 async def test_only_the_node_that_was_told_may_join_and_only_once(hub):
     with hub.attach(SIBLING) as told:
         running = start(hub, opening(1, SIBLING))

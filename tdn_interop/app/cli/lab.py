@@ -24,10 +24,14 @@ _COLUMNS = ["id", "role", "runs", "linked", "pid", "config"]
 app = typer.Typer(help="Run a whole network on this machine.", no_args_is_help=True)
 
 
+_TOPOLOGIES = "mini: a top, two hubs, three children; region: two tops, four hubs, twelve children, any top or hub may fail."
+
+
 class Topology(enum.StrEnum):
     """The networks a lab can be."""
 
     MINI = "mini"
+    REGION = "region"
 
 
 Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder of the lab.")]
@@ -36,9 +40,7 @@ Folder = Annotated[Path, typer.Option("--dir", metavar="DIR", help="Folder of th
 @app.command("up", epilog="Example: tdn lab up mini --dir lab")
 def up(
     context: typer.Context,
-    topology: Annotated[
-        Topology, typer.Argument(metavar="TOPOLOGY", help="mini: a top, two hubs, three children.")
-    ],
+    topology: Annotated[Topology, typer.Argument(metavar="TOPOLOGY", help=_TOPOLOGIES)],
     directory: Folder,
 ) -> None:
     """Make a network in a new folder and start it; every node is a process that goes on after this command."""
