@@ -67,26 +67,32 @@ class Store:
         return await asyncio.get_running_loop().run_in_executor(self._worker, self._transact, fn)
 
     async def copy_to(self, path: Path) -> None:
-        """Write a copy as of one moment to a new file; everything else waits meanwhile. SQLite only."""
-        await self.run(lambda connection: _copy(connection, path))
+        """Write a copy as of one moment to a new file; everything else waits meanwhile. SQLite only.
+
+        Errors: STORE_UNAVAILABLE.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._worker, self._copy, path)
 
     def close(self) -> None:
         """Finish what was asked for, then let go of the database."""
         self._worker.submit(self._engine.dispose).result()
         self._worker.shutdown()
 
+    def _copy(self, path: Path) -> None:
+        """Between two transactions: SQLite copies nothing while its own connection is about to write."""
+        raw, target = self._engine.raw_connection(), sqlite3.connect(path)
+        try:
+            source: Any = raw.driver_connection  # Any: the DB-API connection
+            source.backup(target)
+        except sqlite3.Error as error:
+            guard("TDN-F-RCV-01").refuse(Reason.STORE_UNAVAILABLE, f"database: {error}", Unavailable)
+        finally:
+            target.close()
+            raw.close()
+
     def _transact(self, fn: Callable[[sa.Connection], T]) -> T:
         with _database_faults(), self._engine.begin() as connection:
             return fn(connection)
-
-
-def _copy(connection: sa.Connection, path: Path) -> None:
-    target = sqlite3.connect(path)
-    try:
-        source: Any = connection.connection.driver_connection  # Any: the DB-API connection
-        source.backup(target)
-    finally:
-        target.close()
 
 
 @contextmanager
