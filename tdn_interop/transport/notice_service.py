@@ -32,7 +32,7 @@ def notice_from_pb(message: pb.Notice) -> tuple[str, Signed]:
     kind = message.WhichOneof("kind")
     if kind not in KINDS:
         guard("TDN-T-ENC-01").refuse(Reason.INVALID_REQUEST, "a notice of an unknown kind", PeerProtocolError)
-    return kind, records_wire.signed_from_pb(getattr(message, kind))
+    return kind, records_wire.signed_from_pb(getattr(message, kind), KINDS[kind])
 
 
 class NoticeServicer(notice_service_pb2_grpc.NoticeServiceServicer):

@@ -17,10 +17,12 @@ import structlog
 from tdn_interop.errors import Reason, TdnError, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport import records_wire
+from tdn_interop.transport.status_list_wire import MAX_LIST
 
 TRUST_BUNDLE = "trust_bundle"
 STATUS_LIST = "status_list"
-KINDS = (TRUST_BUNDLE, STATUS_LIST)
+# Kind -> bytes that a statement may have.
+KINDS = {TRUST_BUNDLE: records_wire.MAX_STATEMENT, STATUS_LIST: MAX_LIST}
 
 _log = structlog.get_logger("tdn.notices")
 
@@ -69,7 +71,7 @@ class Notices:
         first = self._folder / f"{kind}-{self._own}.bin"
         for file in sorted(self._folder.glob(f"{kind}-*.bin"), key=lambda file: (file != first, file)):
             try:
-                self._take(kind, records_wire.decode_signed(file.read_bytes()), keep=False)
+                self._take(kind, records_wire.decode_signed(file.read_bytes(), KINDS[kind]), keep=False)
             except TdnError as error:  # damaged; if it still counts, it comes again
                 _log.warning("notice dropped", file=file.name, reason=error.reason.name)
 

@@ -23,6 +23,8 @@ _ROLE_NAMES = {number: name for name, number in ROLES.items()}
 M = TypeVar("M", bound=Message)
 # No statement of ours is longer; a longer one is refused before it is parsed.
 MAX_STATEMENT = 64 << 10
+# What a signature adds to its statement: signer, signature, tags.
+MAX_ENVELOPE = 512
 MAX_HOPS = 16
 
 
@@ -137,9 +139,9 @@ def encode_signed(signed: Signed) -> bytes:
     return signed_to_pb(signed).SerializeToString(deterministic=True)
 
 
-def decode_signed(data: bytes) -> Signed:
-    """Parse and check."""
-    return signed_from_pb(_parse(identity_pb2.Signed(), data))
+def decode_signed(data: bytes, longest: int = MAX_STATEMENT) -> Signed:
+    """Parse and check; `longest` bytes its statement may have."""
+    return signed_from_pb(_parse(identity_pb2.Signed(), data, longest + MAX_ENVELOPE), longest)
 
 
 def encode_record(record: NodeRecord) -> bytes:
@@ -309,8 +311,8 @@ def role_name(number: int) -> str:
     return _ROLE_NAMES[number]  # type: ignore[index]  # the enum's numbers are ints
 
 
-def _parse(message: M, data: bytes) -> M:
-    _check(len(data) <= MAX_STATEMENT, "the message is too long")
+def _parse(message: M, data: bytes, longest: int = MAX_STATEMENT) -> M:
+    _check(len(data) <= longest, "the message is too long")
     try:
         message.ParseFromString(data)
     except DecodeError:
