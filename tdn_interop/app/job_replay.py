@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tdn_interop.algo.machine import Effect, Event
 from tdn_interop.app import job_events as steps
-from tdn_interop.app import journal
 from tdn_interop.app import job_protocol as words
+from tdn_interop.app import journal
 from tdn_interop.app.job_protocol import JobMachine
 from tdn_interop.app.store.jobs import JobEventRow, JobPartyRow, JobRow
 from tdn_interop.errors import TdnError

@@ -169,15 +169,15 @@ class JobRun(JobCase):
     def _do_work(self, effect: Effect) -> None:
         match effect:
             case steps.Decide():
-                self._working(self._decide())
+                self._working(self._decide)
             case steps.CheckAgreement(agreement=agreement, records=records):
                 self._check_agreement(agreement, records)
             case steps.LoadInput():
-                self._working(self._load())
+                self._working(self._load)
             case steps.RunTask(epoch=epoch):
-                self._working(self._run(epoch))
+                self._working(self._run, epoch)
             case steps.DeliverResult():
-                self._working(self._deliver())
+                self._working(self._deliver)
 
     # -- the coordinator's effects -------------------------------------------------------------
 
@@ -319,10 +319,10 @@ class JobRun(JobCase):
     def _progress(self, items: int) -> None:
         self.progress_items += items
 
-    def _working(self, work: Coroutine[Any, Any, None]) -> None:
+    def _working(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         async def guarded() -> None:
             try:
-                await work
+                await work(*arguments)
             except TdnError as error:
                 self._failed(error)
             except (OSError, MemoryError) as error:  # the disk is full, the memory is used up

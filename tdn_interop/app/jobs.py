@@ -54,20 +54,29 @@ class Jobs:
         self._opening = asyncio.Lock()
         self._watchers: defaultdict[str, set[asyncio.Event]] = defaultdict(set)
         self._leases = Leases(self._runs.values, mesh.pings.ping, time.monotonic)
-        mesh.admits = self._admits
-        mesh.post.consumer = self._arrived
-        mesh.listeners.append(self._on_channel)
+        self._parties: dict[str, tuple[str, ...]] = {}  # whose data is admitted, by job
+        self._pasts: list[Past] = []
 
-    async def start(self) -> None:
-        """Go on with what an earlier process left open; the post may start after this."""
-        await asyncio.to_thread(results.sweep, self._mesh.config.results)
-        pasts = await self._records.unfinished()
-        await asyncio.to_thread(self._work.spool.sweep, {past.row.job_id for past in pasts})
-        for past in pasts:
+    async def recall(self) -> None:
+        """Read what an earlier process left open; before peers are served, which may go on with it at once."""
+        self._pasts = await self._records.unfinished()
+        for past in self._pasts:
             try:
-                self._resume(past)
+                self._parties[past.row.job_id] = flows.flow_from_json(past.row.flow).parties
             except TdnError as error:  # not even its flow can be read
                 self._mesh.refused(error)
+        self._mesh.admits = self._admits
+        self._mesh.post.consumer = self._arrived
+        self._mesh.listeners.append(self._on_channel)
+
+    async def start(self) -> None:
+        """Go on with what was left open; the post may start after this."""
+        await asyncio.to_thread(results.sweep, self._mesh.config.results)
+        await asyncio.to_thread(self._work.spool.sweep, set(self._parties))
+        pasts, self._pasts = self._pasts, []
+        for past in pasts:
+            if past.row.job_id in self._parties:
+                self._resume(past)
         self._mesh.spawn(self._leases.watch())
 
     async def close(self) -> None:
@@ -248,8 +257,7 @@ class Jobs:
 
     def _admits(self, peer: str, topic: str) -> bool:
         kind, _, rest = topic.partition("/")
-        run = self._runs.get(rest.partition("/")[0])
-        return kind == "user" or (kind == "task" and run is not None and peer in run.part.flow.parties)
+        return kind == "task" and peer in self._parties.get(rest.partition("/")[0], ())
 
     def _on_channel(self, event: ChannelEvent) -> None:
         if event.kind in ("opened", "resumed", "received"):
@@ -264,6 +272,7 @@ class Jobs:
         return run
 
     def _new(self, job_id: str, flow: FlowSpec, coordinator: str) -> JobRun:
+        self._parties[job_id] = flow.parties
         self._runs[job_id] = JobRun(job_id, flow, coordinator, self._mesh, self._work, self._keep)
         return self._runs[job_id]
 
@@ -307,6 +316,7 @@ class Jobs:
         asyncio.get_running_loop().call_later(BUNDLE_S, self._drop, run.part.job_id)
 
     def _drop(self, job_id: str) -> None:
+        self._parties.pop(job_id, None)
         run = self._runs.pop(job_id, None)
         if run:
             self._mesh.spawn(self._leave(run))

@@ -20,6 +20,7 @@ from tdn_interop._pb.tdn.app.v1 import (
     control_service_pb2,
     control_service_pb2_grpc,
     registry_service_pb2_grpc,
+    trust_service_pb2_grpc,
 )
 from tdn_interop.app import setup
 from tdn_interop.app.backup_service import BackupServicer
@@ -37,6 +38,7 @@ from tdn_interop.app.store.engine import Store
 from tdn_interop.app.telemetry import Metrics, context
 from tdn_interop.app.transfer import Transfers
 from tdn_interop.app.transfer_wire import CONTENT, TOPIC
+from tdn_interop.app.trust_service import TrustServicer
 from tdn_interop.config import NodeConfig
 from tdn_interop.transport.interceptors import ServerCalls, standard_layers
 
@@ -90,6 +92,7 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
             node = Node(config, mesh, jobs, resources, transfers)
             async with contextlib.AsyncExitStack() as stack:
                 stack.push_async_callback(mesh.close)
+                await jobs.recall()
                 await mesh.start()
                 stack.push_async_callback(jobs.close)
                 await jobs.start()
@@ -132,6 +135,7 @@ async def _control(node: Node, metrics: Metrics, store: Store) -> grpc.aio.Serve
     server = grpc.aio.server(interceptors=[ServerCalls(*layers)])
     control_service_pb2_grpc.add_NodeControlServiceServicer_to_server(ControlServicer(node), server)
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryServicer(node.mesh), server)
+    trust_service_pb2_grpc.add_TrustServiceServicer_to_server(TrustServicer(node.mesh), server)
     backups = BackupServicer(node.config, store)
     backup_service_pb2_grpc.add_BackupServiceServicer_to_server(backups, server)
     healthy = health.aio.HealthServicer()

@@ -16,8 +16,9 @@ TDN = [sys.executable, "-c", "from tdn_interop.app.cli import main; main()"]
 # What a running node keeps in its folder; anything else was put out by a job or a transfer.
 OWN_FILES = {
     "node.toml", "node.db", "node.db-wal", "node.db-shm", "node.lock", "identity.key", "membership.json",
-    "root.pem", "tls.pem", "tls.key", "ca.pem", "ca.key", "left.csv", "right.csv",
+    "left.csv", "right.csv",
 }  # fmt: skip
+KEPT_BY_NODES = (".pem", ".key")
 
 
 def text_of(keys, column="id"):
@@ -26,7 +27,7 @@ def text_of(keys, column="id"):
 
 def flow(receivers=(RESEARCH,), *, left="left", right="right", key="id", path="", suites=(), **timeouts):
     """TOML of a PSI between the airline and the registry for `receivers`."""
-    times = {"approval_s": 20, "step_s": 10, "run_s": 20, "stop_s": 1} | timeouts
+    times = {"approval_s": 20, "step_s": 10, "run_s": 20, "stop_s": 1, "lease_s": 5} | timeouts
     parties = dict.fromkeys((AIRLINE, REGISTRY, *receivers))
     return f"""
 name = "overlap"
@@ -116,7 +117,11 @@ async def run(mesh: Mesh, text, coordinator=RESEARCH, nodes=PARTIES):
 def left_behind(mesh: Mesh):
     """Every file below the nodes' folders that is not their own."""
     found = (path for node in mesh.nodes for path in (mesh.folder / node).rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(mesh.folder)) for path in found if path.name not in OWN_FILES)
+    return sorted(
+        str(path.relative_to(mesh.folder))
+        for path in found
+        if path.name not in OWN_FILES and path.suffix not in KEPT_BY_NODES and "notices" not in path.parts
+    )
 
 
 async def open_jobs(mesh: Mesh):

@@ -1,13 +1,15 @@
 """One job on a node whose record cannot be written: it is tried again, and the job ends in any case."""
 
-import asyncio
-
 import pytest
 import pytest_asyncio
 
+from tdn_interop.app import job_protocol as words
+from tdn_interop.app import job_wire
 from tdn_interop.app.evidence.statements import VERDICT_KIND
 from tdn_interop.app.evidence.wire import decode_statement
-from tdn_interop.app.party import PartyState
+from tdn_interop.app.flow import flow_from_json
+from tdn_interop.app.job_replay import replay
+from tdn_interop.app.party import PartyState, PartyTask
 from tdn_interop.app.store import jobs as rows
 from tdn_interop.errors import Reason, Unavailable
 from tdn_interop.transport.records_wire import decode_signed
@@ -26,8 +28,8 @@ async def mesh(tmp_path_factory):
 
 def failing(mesh, node, monkeypatch, when, times):
     """Let the next `times` records of a job of `node` fail once `when(run)` holds."""
-    jobs = mesh.nodes[node].jobs
-    real, left = jobs._write, [times]
+    records = mesh.nodes[node].jobs._records
+    real, left = records.write, [times]
 
     async def write(run):
         if left[0] and when(run):
@@ -35,7 +37,7 @@ def failing(mesh, node, monkeypatch, when, times):
             raise DOWN
         await real(run)
 
-    monkeypatch.setattr(jobs, "_write", write)
+    monkeypatch.setattr(records, "write", write)
     return left
 
 
@@ -91,24 +93,37 @@ async def test_verdict_and_record_are_one_transaction(mesh, monkeypatch):
         (mesh.folder / node / "results" / "one.csv").unlink()
 
 
-async def test_a_statement_is_on_record_before_it_is_sent(mesh, monkeypatch):
-    jobs, stored = mesh.nodes[AIRLINE].jobs, asyncio.Queue()
+async def test_a_statement_is_on_record_when_it_is_sent(mesh, monkeypatch):
+    """In one transaction; nothing that is not on record leaves the node."""
+    post, said = mesh.nodes[AIRLINE].mesh.post, []
+    real = post.send_in
+
+    def send_in(connection, peer, body, valid_s):
+        job_id, message = job_wire.decode_message(AIRLINE, body)
+        if isinstance(message, words.Stated):
+            said.append((message.statement, rows.parties(connection, job_id), rows.events(connection, job_id)))
+        real(connection, peer, body, valid_s)
+
+    monkeypatch.setattr(post, "send_in", send_in)
     job_id = await mesh.nodes[REGISTRY].jobs.run(flow((AIRLINE, REGISTRY), path="said.csv"))
-    while job_id not in jobs._runs:
-        await asyncio.sleep(0.01)
-    run = jobs._runs[job_id]
-    real = run._send
-
-    def send(to, message):
-        if type(message).__name__ == "Stated":
-            stored.put_nowait((message.statement, jobs._store.run(lambda c: rows.parties(c, job_id))))
-        real(to, message)
-
-    monkeypatch.setattr(run, "_send", send)
     await ends(mesh, job_id, (AIRLINE, REGISTRY))
-    sent, reading = stored.get_nowait()
-    (mine,) = [row for row in await reading if row.party == AIRLINE]
+    ((sent, parties, events),) = said
+    (mine,) = [row for row in parties if row.party == AIRLINE]
     assert decode_signed(mine.statement) == sent
     assert decode_statement(sent.statement).party == AIRLINE
+    assert [event.kind for event in events][-1] == "StatementSigned"
     for node in (AIRLINE, REGISTRY):
         (mesh.folder / node / "results" / "said.csv").unlink()
+
+
+async def test_what_was_not_recorded_is_recorded_the_next_time(mesh, monkeypatch):
+    """The journal misses nothing: it replays to what the machines are."""
+    left = failing(mesh, AIRLINE, monkeypatch, lambda run: run.party.state is PartyState.RUNNING, 3)
+    job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path="never.csv"))
+    await ends(mesh, job_id)
+    assert left == [0]
+    past = await mesh.nodes[AIRLINE].jobs._records.past(job_id)
+    machine = PartyTask(AIRLINE, RESEARCH, flow_from_json(past.row.flow).timeouts)
+    replay(past, {"party": machine}, lambda *_: None)
+    assert machine.state is PartyState.FAILED
+    assert [row.idx for row in past.events] == list(range(len(past.events)))
