@@ -14,6 +14,7 @@ from tdn_interop._pb.tdn.app.v1 import drain_pb2, mailbox_service_pb2, snapshot_
 from tdn_interop._pb.tdn.app.v1.control_service_pb2_grpc import NodeControlServiceStub
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.app.registry_client import RegistryClient
+from tdn_interop.app.trust_client import TrustClient
 from tdn_interop.errors import Reason, TdnError, Unavailable, guard
 from tdn_interop.transport import status
 
@@ -29,6 +30,7 @@ class NodeClient:
         self._stub = NodeControlServiceStub(channel)
         self._where = where
         self.registry = RegistryClient(channel, self._answer)
+        self.trust = TrustClient(channel, self._answer)
 
     async def _ask(self, method: Any, request: Message, timeout_s: float = ANSWER_S) -> Any:
         with self._errors():

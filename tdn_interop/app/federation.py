@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import contextlib
+import hashlib
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -164,13 +165,15 @@ def read_card(text: str) -> TrustedTop:
     return own
 
 
+def fingerprints(top: TrustedTop) -> tuple[str, list[str]]:
+    """Hexadecimal SHA-256 of the identity key and of each root, to compare out of band."""
+    return fingerprint(top.identity_key), [hashlib.sha256(root).hexdigest() for root in top.roots]
+
+
 def facts(top: TrustedTop) -> dict[str, str]:
-    """Fingerprints to compare, and for the log."""
-    roots = [x509.load_der_x509_certificate(root) for root in top.roots]
-    return {
-        "identitySha256": fingerprint(top.identity_key),
-        "rootSha256": " ".join(pki.sha256(root).hex() for root in roots),
-    }
+    """The fingerprints for the evidence log."""
+    identity_sha256, roots = fingerprints(top)
+    return {"identitySha256": identity_sha256, "rootSha256": " ".join(roots)}
 
 
 def write_roots(file: Path, roots: Sequence[bytes]) -> bool:

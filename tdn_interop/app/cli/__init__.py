@@ -16,10 +16,12 @@ import typer
 from tdn_interop.app.cli import (
     adapters,
     backups,
+    ca,
     channels,
     demo,
     enrolment,
     evidence,
+    federation,
     jobs,
     lab,
     mailbox,
@@ -39,6 +41,7 @@ _GROUPS = {
     "node": nodes.app,
     "enrol": enrolment.app,
     "registry": registry.app,
+    "ca": ca.app,
     "route": network.app,
     "resource": resources.app,
     "job": jobs.app,
@@ -59,6 +62,7 @@ nodes.app.command("backup", epilog="Example: tdn node backup bank-a.tdn --passph
     backups.backup
 )
 nodes.app.command("restore", epilog="Example: tdn node restore bank-a.tdn --dir bank-a")(backups.restore)
+federation.add_to(registry.app)
 app.command("ping", epilog="Example: tdn ping bank-b.zhejiang.cn")(network.ping)
 app.command("top", epilog="Example: tdn top --once --json")(top.top)
 app.command("demo", epilog="Example: tdn demo --json")(demo.demo)

@@ -20,6 +20,9 @@ _LABELS = {
     "backward_rate": ("← rate", "← 速率"),
     "bundle": ("bundle", "存证包"),
     "bytes": ("size", "大小"),
+    "certificate_sha256": ("SHA-256 of the certificate", "证书 SHA-256"),
+    "current": ("by the CA of now", "由现任 CA 签发"),
+    "overlap_ends_at_ms": ("old root counts until", "旧根有效至"),
     "certificate_expires_at_ms": ("certificate ends", "证书到期"),
     "common": ("common", "共同"),
     "columns": ("columns", "列"),
@@ -114,6 +117,7 @@ _LABELS = {
     "result_file": ("result", "结果文件"),
     "result_rows": ("rows of the result", "结果行数"),
     "result_sha256": ("SHA-256 of the result", "结果 SHA-256"),
+    "root_sha256": ("SHA-256 of the roots", "根证书 SHA-256"),
     "role": ("role", "角色"),
     "round_trip_ms": ("round trip", "往返时延"),
     "rows": ("rows", "行数"),
@@ -182,6 +186,15 @@ _SENTENCES = {
         "The node is in {dir}. The old copy must never run again; the first start compares with the parent.",
         "节点已恢复到 {dir}。请确保旧副本不再运行；首次启动时会与上级核对存证日志。",
     ),
+    "federate_ask": (
+        "Were these fingerprints compared with the operator of {top} on another way, and is {top} to be trusted?",
+        "是否已通过其他渠道与 {top} 运营方核对上述指纹，并确认信任 {top}？",
+    ),
+    "federate_both": (
+        "Hand it to the operator of the other top and take theirs; both must run: tdn registry federate TEXT",
+        "请交给对方顶级节点的运营方并取得其文本，双方均需执行：tdn registry federate TEXT",
+    ),
+    "parted": ("{top} is trusted no longer.", "已不再信任 {top}。"),
     "revoke_ask": (
         "Revoke {node}? It is refused everywhere and for ever, and so is everybody below it; the id never comes back.",
         "确定吊销 {node}？它及其下级将被全网永久拒绝，该标识不可恢复。",
