@@ -131,8 +131,9 @@ class Tunnels:
     async def dial(self, destination: str, timeout_s: float) -> tuple[socket.socket, Path]:
         """A socket to `destination` and the relays it passes; ways are tried one after the other.
 
-        Errors: NO_ROUTE, DEADLINE, UNREACHABLE.
+        Errors: NO_ROUTE, DEADLINE, UNREACHABLE, REVOKED.
         """
+        self._admit_ends(self.me, destination)
         ends = asyncio.get_running_loop().time() + timeout_s
         opening = self._opening(destination, timeout_s)
         ways = route.choose(opening, self._table, self.is_linked)
@@ -264,14 +265,17 @@ class Tunnels:
             self._tasks.discard(task)
 
     async def _onward(self, opening: Opening) -> _Onward:
-        for end in (opening.source, opening.destination):
-            self.admit(end)
+        self._admit_ends(opening.source, opening.destination)
         if opening.destination == self.me:
             near, far = socket_pair()
             self._front.take(far, f"tunnel from {opening.source}")
             return _Onward(SocketLeg(near), (), self.me, _nothing)
         [way, *_] = route.choose(opening, self._table, self.is_linked)
         return await self._over(route.passed(opening, self.me), way[0])
+
+    def _admit_ends(self, *ends: str) -> None:
+        for end in ends:
+            self.admit(end)
 
     async def _over(self, opening: Opening, node: str) -> _Onward:
         """Hand an opening to an adjacent node."""
