@@ -10,7 +10,7 @@ from tdn_interop.app.evidence.statements import VERDICT_KIND
 from tdn_interop.app.jobs import Jobs
 from tdn_interop.app.post import Parcel
 from tdn_interop.app.store import post as post_rows
-from tests.app.job_mesh import BOTH, PARTIES, ends, flow, job_mesh, left_behind, open_jobs, proven
+from tests.app.job_mesh import BOTH, PARTIES, flow, job_mesh, left_behind, open_jobs, proven
 from tests.mesh import AIRLINE, REGISTRY, RESEARCH
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -39,13 +39,12 @@ class Killer:
         real = records.write
 
         async def write(run):
-            if not run.pending:
-                return await real(run)
-            self.turns += 1
-            if self.turns not in self.when:
-                return await real(run)
-            if self.recorded:
+            self.turns += bool(run.pending)
+            killed = run.pending and self.turns in self.when
+            if self.recorded or not killed:
                 await real(run)
+            if not killed:
+                return
             self.kills += 1
             self.revived.clear()
             self._task = asyncio.create_task(self._again())

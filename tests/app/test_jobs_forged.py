@@ -64,9 +64,14 @@ class Held:
     async def say(self, sender, to, message):
         """Send as `sender`; the refusal of `to`."""
         data = message if isinstance(message, bytes) else job_wire.encode_message(self.id, message)
-        await self.mesh.nodes[sender].mesh.channels.send(to, "job", data, 5)
+        await self.post(sender, to, data)
         async with asyncio.timeout(10):
             return await self.refusals[to].get()
+
+    async def post(self, sender, to, data):
+        node = self.mesh.nodes[sender]
+        await node.jobs._store.run(lambda c: node.mesh.post.send_in(c, to, data, 60))
+        node.mesh.post.wake(to)
 
     async def goes_on(self):
         """Nothing that was refused has changed anything: the job succeeds, and ran once."""
@@ -192,9 +197,7 @@ async def test_verdict_that_a_party_did_not_hear(held):
 
 async def test_repeated_and_stale_starts_run_once(held):
     start = words.Start(REGISTRY, 1, held.agreement_sha256)
-    await held.mesh.nodes[REGISTRY].mesh.channels.send(
-        AIRLINE, "job", job_wire.encode_message(held.id, start), 5
-    )
+    await held.post(REGISTRY, AIRLINE, job_wire.encode_message(held.id, start))
     for message, reason in (
         (words.Start(REGISTRY, 0, held.agreement_sha256), Reason.STALE),
         (words.Start(REGISTRY, 1, bytes(32)), Reason.STATE_CONFLICT),
