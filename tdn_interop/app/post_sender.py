@@ -89,6 +89,8 @@ class Outbox:
         if receipt.next_number > sent:
             if state:
                 state.covered = state.deposited = 0
+                state.lost = True
+                state.changed.set()
             guard("TDN-T-DLV-02").refuse(
                 Reason.SEQ_RANGE, f"{peer} acknowledges parcel {receipt.next_number - 1}, {sent} were sent"
             )

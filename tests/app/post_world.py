@@ -9,6 +9,7 @@ from tdn_interop.app.post import Post
 from tdn_interop.app.store.engine import Store
 from tdn_interop.errors import Reason, Unavailable
 from tdn_interop.transport.channel import ChannelEvent
+from tdn_interop.transport.trust import now_ms
 
 DONE = "CREATE TABLE IF NOT EXISTS done (id INTEGER PRIMARY KEY, peer TEXT, body BLOB)"
 
@@ -21,7 +22,8 @@ class End:
         self.url = f"sqlite:///{folder}/{me}.db"
         self.fuse, self.points, self.deaths = None, 0, 0
         self.refusals, self.given_up, self.wire = [], [], []
-        self.online, self.options = True, {"pause_s": 0.002}
+        self.lost = frozenset()  # ordinals of messages that go down with a session
+        self.online, self.skew_ms = True, 0
         self.away = None
         net[me] = self
 
@@ -31,7 +33,7 @@ class End:
         self.dead, self.tasks, self.inbox = asyncio.Event(), set(), asyncio.Queue()
         self.store = Store.open(self.url)
         await self.store.run(lambda c: c.exec_driver_sql(DONE))
-        self.post = Post(self, self, self.spawn, self.refusals.append, **self.options)
+        self.post = Post(self, self, self.spawn, self.refusals.append, clock=self.clock, pause_s=0.002)
         self.post.consumer = self.consume
         self.post.expired = lambda peer, body: self.given_up.append((peer, body))
         self.post.away = self.away
@@ -62,6 +64,9 @@ class End:
         if not task.cancelled() and task.exception():
             self.refusals.append(task.exception())
 
+    def clock(self) -> int:
+        return now_ms() + self.skew_ms
+
     async def point(self) -> None:
         """A place to die: nothing of this end happens after it."""
         if self.points == self.fuse:
@@ -85,8 +90,9 @@ class End:
         other = self.net[peer]
         if not other.online or other.dead.is_set():
             raise Unavailable(Reason.UNREACHABLE, "away", "TDN-T-RTE-03")
+        if len(self.wire) not in self.lost:
+            other.inbox.put_nowait((self.me, payload))
         self.wire.append(payload)
-        other.inbox.put_nowait((self.me, payload))
         await self.point()
 
     async def receive(self, topic):

@@ -134,9 +134,11 @@ async def test_a_hub_that_is_killed_keeps_its_letters_and_has_never_read_them(me
 
     async def kept():
         async with connected(control_socket(mesh.config(HUB_2)), HUB_2) as client:
-            return [box["letters"] for box in (await client.mailboxes())["mailboxes"]]
+            linked = (await client.status())["linked"]
+            return linked and [box["letters"] for box in (await client.mailboxes())["mailboxes"]]
 
     async with process_of(mesh, HUB_2):
+        await eventually_up(kept, [])
         await submit(mesh, AIRLINE, REGISTRY, SECRET, SECRET)
         assert found(mesh.folder / AIRLINE, SECRET), "the search finds what lies in the clear"
         await eventually_up(kept, [2])

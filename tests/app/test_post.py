@@ -47,6 +47,17 @@ async def test_a_kill_at_every_point_of_either_end(tmp_path, victim):
     assert fuse > 12, "nothing was killed"
 
 
+@pytest.mark.parametrize("lost", [{0}, {1}, {0, 2}, {3, 5}, {0, 1, 2, 3, 4, 5}])
+async def test_what_goes_down_with_a_session_comes_again_in_order(tmp_path, monkeypatch, lost):
+    monkeypatch.setattr(post_sender, "RECEIPT_S", 0.02)
+    async with two(tmp_path) as (a, b):
+        a.lost = lost
+        await a.submit("b.cn", *BODIES)
+        await a.submit("b.cn", b"more")
+        await settle(a, b)
+        assert await b.done() == [*BODIES, b"more"]
+
+
 async def test_a_sender_that_is_killed_before_its_commit_has_sent_nothing(tmp_path):
     async with two(tmp_path) as (a, b):
 
@@ -164,6 +175,71 @@ async def test_what_expires_is_given_up_and_told_and_the_rest_goes_on(tmp_path):
         await settle(a, b)
         assert await b.done() == [b"long 0", b"long 2"]
         assert a.given_up == [("b.cn", b"short")]
+
+
+# -- letters ---------------------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_sent_goes_away_once_in_order_and_a_receipt_comes_back_the_same_way(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(post_sender, "AWAY_S", 0)
+    letters = {"a.cn": [], "b.cn": []}
+
+    def away(end):
+        async def take(peer, messages):
+            letters[peer] += messages
+            return True
+
+        end.post.away = take
+
+    async with two(tmp_path) as (a, b):
+        away(a)
+        away(b)
+        a.online = b.online = False
+        bodies = [b"%d" % number for number in range(150)]  # more than a window
+        await a.submit("b.cn", *bodies)
+        async with asyncio.timeout(10):
+            while len(letters["b.cn"]) < 150 or len(letters["b.cn"]) != await a.count("post_out"):
+                await asyncio.sleep(0.001)
+        await a.submit("b.cn", b"one more")
+        async with asyncio.timeout(10):
+            while len(letters["b.cn"]) < 151:
+                await asyncio.sleep(0.001)
+        for letter in letters["b.cn"] + letters["b.cn"]:
+            await b.post.arrived("a.cn", letter)
+        async with asyncio.timeout(10):
+            while await b.count("post_in") or b.post._giving:
+                await asyncio.sleep(0.001)
+        assert await b.done() == [*bodies, b"one more"]
+        assert len(letters["b.cn"]) == 151
+        for letter in letters["a.cn"]:
+            await a.post.arrived("b.cn", letter)
+        assert await a.count("post_out") == 0
+
+
+async def test_letters_that_build_on_an_expired_one_go_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(post_sender, "AWAY_S", 0)
+    letters = []
+
+    async def take(_peer, messages):
+        letters.extend(post_wire.decode(message) for message in messages)
+        return True
+
+    async with two(tmp_path) as (a, b):
+        a.post.away = take
+        b.online = False
+        await a.submit("b.cn", b"short", valid_s=60)
+        await a.submit("b.cn", b"long", valid_s=600)
+        async with asyncio.timeout(10):
+            while len(letters) < 2:
+                await asyncio.sleep(0.001)
+            a.skew_ms = 100_000
+            while len(letters) < 3:
+                await asyncio.sleep(0.001)
+        assert a.given_up == [("b.cn", b"short")]
+        await b.post.arrived("a.cn", post_wire.encode(letters[-1]))
+        assert [letter.body for letter in letters] == [b"short", b"long", b"long"]
 
 
 # -- bounds ----------------------------------------------------------------------------------------
