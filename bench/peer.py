@@ -17,6 +17,7 @@ from typing import Any
 
 import structlog
 
+from tdn_interop.app.memory import keep_buffers
 from tdn_interop.app.node import Node, running
 from tdn_interop.config import load_config
 
@@ -82,6 +83,7 @@ async def serve(commands: dict[str, Callable[..., Awaitable[Answer]]]) -> None:
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    keep_buffers()  # as `tdn node run` does, and for the floor too
     print("{}", flush=True)
     while line := await reader.readline():
         what = json.loads(line)

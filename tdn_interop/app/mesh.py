@@ -11,7 +11,6 @@ import structlog
 from tdn_interop import config as configuration
 from tdn_interop._pb.tdn.app.v1 import evidence_pb2_grpc, mailbox_service_pb2_grpc
 from tdn_interop._pb.tdn.transport.v1 import (
-    channel_service_pb2_grpc,
     enrolment_service_pb2_grpc,
     notice_service_pb2_grpc,
     renewal_service_pb2_grpc,
@@ -73,6 +72,8 @@ FAREWELL_S = 1.0
 BURST_S = 10
 # How often certificates of living connections are looked at.
 SWEEP_S = 10.0
+# When connections end because a root is gone: a moment later, so that the neighbours hear of it first.
+ANEW_S = 0.5
 
 
 class Mesh:
@@ -100,7 +101,7 @@ class Mesh:
         self.lists = StatusLists(self.trust.signed_by_top, config.status_max_age_s)
         dialler = Dialler(
             lambda: tls.client_context(standing.files), self._folder, client_interceptors(metrics.rpc_client),
-            self.lists.refusal,
+            self._refusal,
         )  # fmt: skip
         self.adjacency = Adjacency(config, standing, self.register, dialler, self.record, self.refused)
         self.link = self.adjacency.parent
@@ -116,7 +117,7 @@ class Mesh:
             standing.key, self.adjacency.table, self.adjacency.links, self.server.front, self.receipts
         )
         self.adjacency.serve(self.tunnels, self.receipts.got)
-        self.server.front.refusal, self.tunnels.admit = self.lists.refusal, self.lists.admit
+        self.server.front.refusal, self.tunnels.admit = self._refusal, self.lists.admit
         self.peers = Peers(self.tunnels, config.direct, dialler, config.timeouts.dial_s)
         self.channels = Channels(
             self.me, self._credentials, self._verify, self.peers.connect,
@@ -130,12 +131,12 @@ class Mesh:
         self.tunnels.takes = self.channels.takes = self.draining.check
         self.draining.on_change = self.adjacency.neighbours.withhold
         self.notices = Notices(config.file("notices"), place.top, self.trust.knows)
-        self.rotation = Rotation(self.peers, self.channels)
-        self.renewal = Renewal(config, standing, self.link, self.rotation.own)
-        self.federation = Federation(config, standing, self.trust, self.notices, log, self.renewal.soon)
-        self.revoking = Revoking(standing.key, self.register, store, self.notices, self.lists, self.link)
         links = list(self.adjacency.links.values())
-        self.cutting = Cutting(self.me, self.lists.refusal, self.channels, self.server.front, links)
+        self.rotation = Rotation(links, self.peers, self.channels)
+        self.renewal = Renewal(config, standing, self.link, self.rotation.own)
+        self.federation = Federation(config, standing, self.trust, self.notices, log)
+        self.revoking = Revoking(standing.key, self.register, store, self.notices, self.lists, self.link)
+        self.cutting = Cutting(self.me, self._refusal, self.channels, self.server.front, links)
         self.anchoring = Anchoring(log, place.record, self.link)
         endorse = self.link.endorse if self.link else Endorser(standing.key, self.register).endorse
         self._issuer = issuer(config, log)
@@ -151,6 +152,7 @@ class Mesh:
     async def start(self) -> None:
         """Serve and link. Errors: CONFIG_INVALID when an address cannot be bound."""
         await self.register.load()
+        self.federation.on_roots = self._roots_changed
         self.federation.start()
         await self.revoking.start()
         self.revoking.on_list = self._listed
@@ -256,9 +258,7 @@ class Mesh:
 
     def _add_services(self) -> None:
         grpc, front, node_of = self.server.grpc, self.server.front, self.server.node_of
-        channel_service_pb2_grpc.add_ChannelServiceServicer_to_server(
-            ChannelServicer(self.channels, front), grpc
-        )
+        grpc.add_generic_rpc_handlers((ChannelServicer(self.channels, front).handler(),))
         if self.mailbox.box is None:
             return
         mailbox_service_pb2_grpc.add_MailboxServiceServicer_to_server(
@@ -305,6 +305,22 @@ class Mesh:
         """Somebody may be refused from now on."""
         self.spawn(self.revoking.apply())
         self.cutting.soon()
+
+    def _refusal(self, node: str) -> Refused | None:
+        return self.trust.refusal(node) or self.lists.refusal(node)
+
+    def _roots_changed(self, gone: bool) -> None:
+        """What hangs on a root that is gone may have connections: all of them begin anew, which costs a moment."""
+        self.renewal.soon()
+        if gone:
+            self.cutting.soon()
+            asyncio.get_running_loop().call_later(ANEW_S, self._begin_anew)
+
+    def _begin_anew(self) -> None:
+        self.peers.begin_anew()
+        self.server.front.begin_anew()
+        for link in self.adjacency.links.values():
+            link.begin_anew()
 
     def _pin(self, node: str, key: bytes) -> bytes:
         """Trust on first proof: the first key that the top vouched for stays."""

@@ -28,6 +28,7 @@ from tdn_interop.app.continuity import Continuity, prove_restored
 from tdn_interop.app.control_service import ControlServicer
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.jobs import Jobs
+from tdn_interop.app.memory import keep_buffers
 from tdn_interop.app.mesh import Mesh
 from tdn_interop.app.node_lock import locked
 from tdn_interop.app.party import PartyState
@@ -113,6 +114,7 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
 
 async def run_node(config: NodeConfig) -> None:
     """Run until SIGTERM or SIGINT. Errors: those of `running`, and EVIDENCE_BROKEN when this is an old or a second copy."""
+    keep_buffers()
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from tdn_interop import config
-from tdn_interop._pb.tdn.transport.v1 import channel_service_pb2_grpc
+from tdn_interop._pb.tdn.transport.v1 import channel_service_pb2
 from tdn_interop.errors import Reason, guard
 from tdn_interop.transport import status, wire
 from tdn_interop.transport.channel import ConnectionLost
@@ -21,6 +21,8 @@ from tdn_interop.transport.frame import Frame
 from tdn_interop.transport.front import Front, connect_tcp
 from tdn_interop.transport.pki import PeerCertificate
 from tdn_interop.transport.relay import Tunnels
+
+SERVICE = "tdn.transport.v1.ChannelService"
 
 
 class ServerFrames:
@@ -33,7 +35,7 @@ class ServerFrames:
     async def send(self, frame: Frame) -> None:
         """Write a response."""
         with _lost(self.certificate.node):
-            await self._context.write(wire.encode_response(frame))
+            await self._context.write(wire.encode(frame))
 
     async def receive(self) -> Frame:
         """Read a request."""
@@ -50,7 +52,11 @@ class ClientFrames:
 
     def __init__(self, dialled: Dialled) -> None:
         self._dialled = dialled
-        self._call = channel_service_pb2_grpc.ChannelServiceStub(dialled.channel).Exchange()
+        exchange: grpc.aio.StreamStreamMultiCallable[bytes, channel_service_pb2.ExchangeResponse]
+        exchange = dialled.channel.stream_stream(
+            f"/{SERVICE}/Exchange", response_deserializer=channel_service_pb2.ExchangeResponse.FromString
+        )
+        self._call = exchange()
 
     @property
     def certificate(self) -> PeerCertificate:
@@ -62,7 +68,7 @@ class ClientFrames:
     async def send(self, frame: Frame) -> None:
         """Write a request."""
         with _lost(self._dialled.node, self._dialled):
-            await self._call.write(wire.encode_request(frame))
+            await self._call.write(wire.encode(frame))
 
     async def receive(self) -> Frame:
         """Read a response."""
@@ -107,19 +113,22 @@ def _lost(node: str, dialled: Dialled | None = None) -> Any:
     guard("TDN-T-ENC-03").refuse(Reason.UNREACHABLE, f"the connection to {words} broke", ConnectionLost)
 
 
-class ChannelServicer(channel_service_pb2_grpc.ChannelServiceServicer):
+class ChannelServicer:
     """Serves Exchange for any node of the mesh; who it is, its certificate and its identity key decide."""
 
     def __init__(self, channels: Channels, front: Front) -> None:
         self._channels = channels
         self._front = front
 
-    # grpc.aio also takes a coroutine that calls context.write; the stubs know only generators.
-    async def Exchange(  # type: ignore[override]  # noqa: N802
-        self, request_iterator: Any, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> None:
-        """See the proto."""
-        del request_iterator
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What to add to the server: `wire` encodes, for the generated handler would copy each payload again."""
+        parse = channel_service_pb2.ExchangeRequest.FromString
+        rows: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "Exchange": grpc.stream_stream_rpc_method_handler(self._exchange, parse)
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, rows)
+
+    async def _exchange(self, _requests: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         certificate = self._front.peer(context.peer())
         try:
             await self._channels.accept(ServerFrames(context, certificate), certificate.node)
@@ -148,6 +157,11 @@ class Peers:
         """What the nodes showed on the connections to them that stand; of several the one that ends last."""
         shown = [dialled.peer for dialled in self._dialled if dialled.peer and dialled.stands]
         return {peer.node: peer for peer in sorted(shown, key=lambda peer: peer.expires_at_ms)}
+
+    def begin_anew(self) -> None:
+        """End every connection that we have dialled; the sessions come back with new ones."""
+        for dialled in list(self._dialled):
+            dialled.begin_anew()
 
     def drop_expired(self, now_ms: int) -> None:
         """End the connections to nodes whose certificate has expired; their sessions come back with new ones."""

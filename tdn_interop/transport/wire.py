@@ -39,25 +39,13 @@ _NAME = 200
 _fields = guard("TDN-T-ENC-04")
 
 
-def encode_request(frame: Frame) -> channel_service_pb2.ExchangeRequest:
-    """The message of the dialling side. Filled in place: assigning a frame would copy its payload again."""
+def encode(frame: Frame) -> bytes:
+    """An ExchangeRequest or an ExchangeResponse with the frame: both have this one field."""
+    if isinstance(frame, Data):
+        return _encode_data(frame)
     message = channel_service_pb2.ExchangeRequest()
     _write(frame, message.frame)
-    return message
-
-
-def encode_response(frame: Frame) -> channel_service_pb2.ExchangeResponse:
-    """The message of the listening side."""
-    message = channel_service_pb2.ExchangeResponse()
-    _write(frame, message.frame)
-    return message
-
-
-def encode(frame: Frame) -> frame_pb2.Frame:
-    """The frame alone."""
-    message = frame_pb2.Frame()
-    _write(frame, message)
-    return message
+    return message.SerializeToString()
 
 
 def decode(message: frame_pb2.Frame) -> Frame:
@@ -75,12 +63,29 @@ def _require(ok: object, field: str) -> None:
 # -- writing -------------------------------------------------------------------------------------
 
 
+def _encode_data(frame: Data) -> bytes:
+    """The payload is copied once. protobuf would copy it three times, as much as encrypting it costs."""
+    data = frame_pb2.Data(
+        topic=frame.topic, seq=frame.seq, message_bytes=frame.message_bytes, offset=frame.offset
+    ).SerializeToString()
+    head, size = data + _announce(frame_pb2.Data.PAYLOAD_FIELD_NUMBER, len(frame.payload)), len(frame.payload)
+    for field in (frame_pb2.Frame.DATA_FIELD_NUMBER, channel_service_pb2.ExchangeRequest.FRAME_FIELD_NUMBER):
+        head = _announce(field, len(head) + size) + head
+    return b"".join((head, frame.payload))
+
+
+def _announce(field: int, size: int) -> bytes:
+    """Tag and length of a field below 16 that is a message or bytes (protobuf's encoding, wire type 2)."""
+    found = bytearray([field << 3 | 2])
+    while size > 0x7F:
+        found.append(size & 0x7F | 0x80)
+        size >>= 7
+    found.append(size)
+    return bytes(found)
+
+
 def _write(frame: Frame, to: frame_pb2.Frame) -> None:
     match frame:
-        case Data(topic, seq, message_bytes, offset, payload):
-            data = to.data
-            data.topic, data.seq, data.message_bytes, data.offset = topic, seq, message_bytes, offset
-            data.payload = payload if isinstance(payload, bytes) else bytes(payload)
         case Ack(topic, next_seq):
             to.ack.topic, to.ack.next_seq = topic, next_seq
         case Credit(topic, limit_bytes):

@@ -13,7 +13,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from tdn_interop._pb.tdn.transport.v1 import channel_service_pb2_grpc
 from tdn_interop.config import split_address
 from tdn_interop.identity import Credentials, Identity
 from tdn_interop.transport import pki, records_wire, tls, trust
@@ -133,9 +132,7 @@ class Impostor:
         """An endpoint that takes diverted tunnels; yields its front."""
         channels = self.channels()
         server = Server(lambda: tls.server_context(self.files), folder, "impostor", lambda _error: None)
-        channel_service_pb2_grpc.add_ChannelServiceServicer_to_server(
-            ChannelServicer(channels, server.front), server.grpc
-        )
+        server.grpc.add_generic_rpc_handlers((ChannelServicer(channels, server.front).handler(),))
         await server.start(None)
         try:
             yield server.front, channels
