@@ -53,7 +53,7 @@ class MailboxServicer(mailbox_service_pb2_grpc.MailboxServiceServicer):
         await self._box.deposit(self._peer_of(context.peer()), wire.deposit_from_pb(request))
         return pb.DepositLettersResponse()
 
-    async def FetchLetters(  # type: ignore[override]  # noqa: N802  grpc.aio takes an async generator
+    async def FetchLetters(  # noqa: N802  the name of the RPC
         self, request: pb.FetchLettersRequest, context: Context
     ) -> AsyncIterator[pb.FetchLettersResponse]:
         """See the proto."""

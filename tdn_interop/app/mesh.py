@@ -88,7 +88,6 @@ class Mesh:
     ) -> None:
         self.config, self.me, self.standing = config, config.id, standing
         self.register = Register(store, log)
-        self.listeners: list[Callable[[ChannelEvent], None]] = []
         self.served: dict[str, Callable[[str, str], bool]] = {}
         self.admits: Callable[[str, str], bool] = lambda _peer, _topic: False
         self._store, self._evidence, self._metrics = store, log, metrics
@@ -106,12 +105,8 @@ class Mesh:
         self.adjacency = Adjacency(config, standing, self.register, dialler, self.record, self.refused)
         self.link = self.adjacency.parent
         self.server = Server(
-            lambda: tls.server_context(standing.files),
-            self._folder,
-            "peers",
-            self.refused,
-            [self._calls("peers")],
-        )
+            lambda: tls.server_context(standing.files), self._folder, "peers", self.refused, [self._calls("peers")]
+        )  # fmt: skip
         self.receipts = Receipts(store, log, self.adjacency.key_of, self.refused)
         self.tunnels = Tunnels(
             standing.key, self.adjacency.table, self.adjacency.links, self.server.front, self.receipts
@@ -125,7 +120,7 @@ class Mesh:
             admits=self._serves, on_event=self._noted,
         )  # fmt: skip
         self.post = Post(self.channels, store, self.spawn, self.refused)
-        self.listeners.append(self.post.on_channel)
+        self.listeners = [self.post.on_channel]
         self.mailbox = Mailbox(self, store, log)
         self.draining = Draining(self.me, self.tunnels)
         self.tunnels.takes = self.channels.takes = self.draining.check
