@@ -81,9 +81,7 @@ class Mailbox:
                 key = self._key(peer, *await box.key_of(peer))
                 await box.deposit([self._letter(peer, key, message) for message in messages])
         except TdnError as error:
-            _log.info("letters not left", peer=peer, hub=hub, reason=error.reason.name)
-            if error.reason.value.retry is not Retry.LATER:
-                self._mesh.refused(error)
+            self._failed("letters not left", hub, error)
             return False
         _log.info("letters left", peer=peer, hub=hub, letters=len(messages))
         return True
@@ -126,15 +124,15 @@ class Mailbox:
     async def _visit(self) -> None:
         link = self._mesh.link
         assert link is not None  # noqa: S101  checked by the caller
-        box = MailboxClient(link.channel, link.ask)
         while True:
             await link.linked.wait()
             self._look.clear()
             try:
+                box = MailboxClient(link.channel, link.ask)
                 await box.publish(self._published())
                 await self._fetch(box)
             except TdnError as error:
-                self._mesh.refused(error)
+                self._failed("letters not fetched", link.node, error)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(POLL_S):
                     await self._look.wait()
@@ -180,6 +178,12 @@ class Mailbox:
         check_validity(letter, self._clock())
         message = self._keys.open(letter.key_sha256, letter.sealed, letter.info)
         await self._mesh.post.arrived(letter.sender, message)
+
+    def _failed(self, event: str, hub: str, error: TdnError) -> None:
+        """A hub that is away is nothing to worry about."""
+        _log.info(event, hub=hub, reason=error.reason.name)
+        if error.reason.value.retry is not Retry.LATER:
+            self._mesh.refused(error)
 
     # -- hubs ----------------------------------------------------------------------------------
 

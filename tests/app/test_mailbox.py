@@ -14,7 +14,7 @@ from tdn_interop.app.post import Post
 from tdn_interop.config import control_socket
 from tdn_interop.errors import TdnError
 from tests.interop.forge import until
-from tests.mesh import AIRLINE, HUB_1, HUB_2, MINI, REGISTRY, RESEARCH, mini_mesh
+from tests.mesh import AIRLINE, HUB_1, HUB_2, MINI, REGISTRY, RESEARCH, TOP, mini_mesh
 
 SECRET = b"the number of the safe is 4711-0815"
 MEMBERS = tuple(member for member in MINI if member[0] != RESEARCH)
@@ -108,6 +108,16 @@ async def test_a_hub_writes_to_its_child_and_to_one_elsewhere(mesh, got):
     await mesh.start(REGISTRY)
     await until(lambda: len(got[REGISTRY]) == 2)
     assert set(got[REGISTRY]) == {(HUB_2, b"from above"), (HUB_1, b"from aside")}
+
+
+async def test_the_mailbox_of_a_hub_is_at_the_top(mesh, got):
+    await at_home(mesh, HUB_2, TOP)
+    await mesh.stop(REGISTRY)
+    await mesh.stop(HUB_2)
+    await submit(mesh, AIRLINE, HUB_2, b"for a hub")
+    await eventually(lambda: boxes(mesh.nodes[TOP]), {HUB_2: 1})
+    await mesh.start(HUB_2)
+    await until(lambda: got[HUB_2] == [(AIRLINE, b"for a hub")])
 
 
 @contextlib.asynccontextmanager
