@@ -38,7 +38,7 @@ class _Told:
 
 
 @dataclass(eq=False)
-class _Conversation:
+class Conversation:
     """With one neighbour. `changed` is set when there may be something to tell it."""
 
     teller: Teller
@@ -65,7 +65,7 @@ class Neighbours:
         self._record_of = record_of
         self._on_refusal = on_refusal
         self._clock = clock
-        self._conversations: set[_Conversation] = set()
+        self._conversations: set[Conversation] = set()
         self._served: dict[str, asyncio.Task[object]] = {}
         self._parent_is_linked = False
         self._withheld = False
@@ -134,7 +134,7 @@ class Neighbours:
         self, node: str, told: AsyncIterator[Change], send: Send, on_complete: Callable[[], object], *,
         we_dialled: bool,
     ) -> None:  # fmt: skip
-        with self._conversation(node) as conversation:
+        with self.conversation(node) as conversation:
             hearing = asyncio.create_task(self._hear(conversation, told, on_complete))
             telling = asyncio.create_task(self._tell(conversation, send, first=we_dialled))
             both = (hearing, telling)
@@ -149,8 +149,9 @@ class Neighbours:
                 raise result
 
     @contextlib.contextmanager
-    def _conversation(self, node: str) -> Iterator[_Conversation]:
-        conversation = _Conversation(self.table.join(node))
+    def conversation(self, node: str) -> Iterator[Conversation]:
+        """With `node`; when it ends, what was heard in it is forgotten."""
+        conversation = Conversation(self.table.join(node))
         self._conversations.add(conversation)
         try:
             yield conversation
@@ -160,19 +161,25 @@ class Neighbours:
             self._tell_all()
 
     async def _hear(
-        self, conversation: _Conversation, told: AsyncIterator[Change], on_complete: Callable[[], object]
+        self, conversation: Conversation, told: AsyncIterator[Change], on_complete: Callable[[], object]
     ) -> None:
         async for change in told:
-            match change:
-                case SignedPath():
-                    self._take(conversation.teller, change)
-                    await asyncio.sleep(1 / CHECKED_PER_S)
-                case Withdrawn(prefix):
-                    self.table.withdraw(conversation.teller, prefix)
-                    self._tell_all()
-                case Complete():
-                    conversation.heard_all.set()
-                    on_complete()
+            self.hear(conversation, change)
+            if isinstance(change, Complete):
+                on_complete()
+            elif isinstance(change, SignedPath):
+                await asyncio.sleep(1 / CHECKED_PER_S)
+
+    def hear(self, conversation: Conversation, change: Change) -> None:
+        """What the neighbour says."""
+        match change:
+            case SignedPath():
+                self._take(conversation.teller, change)
+            case Withdrawn(prefix):
+                self.table.withdraw(conversation.teller, prefix)
+                self._tell_all()
+            case Complete():
+                conversation.heard_all.set()
 
     def _take(self, teller: Teller, told: SignedPath) -> None:
         try:
@@ -183,7 +190,7 @@ class Neighbours:
         else:
             self._tell_all()
 
-    async def _tell(self, conversation: _Conversation, send: Send, *, first: bool) -> None:
+    async def _tell(self, conversation: Conversation, send: Send, *, first: bool) -> None:
         await self._tell_news(conversation, send)
         if not first:
             await conversation.heard_all.wait()
@@ -194,15 +201,15 @@ class Neighbours:
             await self._tell_news(conversation, send)
             await asyncio.sleep(PACE_S)
 
-    async def _tell_news(self, conversation: _Conversation, send: Send) -> None:
-        for change in self._news(conversation):
+    async def _tell_news(self, conversation: Conversation, send: Send) -> None:
+        for change in self.news(conversation):
             await send(change)
 
     def _tell_all(self) -> None:
         for conversation in self._conversations:
             conversation.changed.set()
 
-    def _news(self, conversation: _Conversation) -> Iterator[Change]:
+    def news(self, conversation: Conversation) -> Iterator[Change]:
         """What the neighbour must hear now; from then on it has been told.
 
         Nothing older than before is told: if only that is left, the prefix is withdrawn until something newer comes.
