@@ -10,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
-from tdn_interop._pb.tdn.app.v1 import drain_pb2, mailbox_service_pb2, snapshot_pb2
+from tdn_interop._pb.tdn.app.v1 import drain_pb2, mailbox_service_pb2, routes_pb2, snapshot_pb2
 from tdn_interop._pb.tdn.app.v1.control_service_pb2_grpc import NodeControlServiceStub
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.app.registry_client import RegistryClient
@@ -73,6 +73,10 @@ class NodeClient:
     async def route(self, name: str) -> Document:
         """LookupRoute."""
         return document(await self._ask(self._stub.LookupRoute, pb.LookupRouteRequest(name=name)))
+
+    async def routes(self) -> Document:
+        """ListRoutes."""
+        return document(await self._ask(self._stub.ListRoutes, routes_pb2.ListRoutesRequest()))
 
     async def register(
         self, name: str, path: str, keys: list[str], encoding: str, delimiter: str

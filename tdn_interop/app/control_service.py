@@ -13,12 +13,19 @@ import grpc.aio
 
 from tdn_interop import ids
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
-from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc, drain_pb2, mailbox_service_pb2, snapshot_pb2
+from tdn_interop._pb.tdn.app.v1 import (
+    control_service_pb2_grpc,
+    drain_pb2,
+    mailbox_service_pb2,
+    routes_pb2,
+    snapshot_pb2,
+)
 from tdn_interop._pb.tdn.common.v1 import failure_pb2
 from tdn_interop.algo.catalogue import algorithm
 from tdn_interop.app import flow as flows
 from tdn_interop.app.data.table import CsvFormat
 from tdn_interop.app.mailbox_service import mailboxes_to_pb
+from tdn_interop.app.routes_wire import routes_of
 from tdn_interop.app.snapshot_wire import snapshot_of
 from tdn_interop.app.store.jobs import JobRow
 from tdn_interop.app.store.resources import ResourceRow
@@ -74,6 +81,13 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
             destination=route.destination, hops=route.hops, identity_sha256=fingerprint(record.identity_key),
             expires_at_ms=route.expires_at_ms,
         )  # fmt: skip
+
+    async def ListRoutes(  # noqa: N802
+        self, request: routes_pb2.ListRoutesRequest, context: Context
+    ) -> routes_pb2.ListRoutesResponse:
+        """See the proto."""
+        del request, context
+        return routes_of(self._node.mesh)
 
     async def RegisterResource(  # noqa: N802
         self, request: pb.RegisterResourceRequest, context: Context

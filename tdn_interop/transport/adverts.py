@@ -38,6 +38,7 @@ class Advert:
     exact: bool
     backup: bool
     sequence: int
+    issued_at_ms: int
     expires_at_ms: int
     path: tuple[str, ...]
     signed: SignedPath
@@ -91,7 +92,14 @@ def check(told: SignedPath, teller: str, me: str, now_ms: int, record_of: Record
     _check(origin.prefix == path[-1], f"{path[-1]} tells where {origin.prefix} is")
     _check_time(origin, now_ms)
     return Advert(
-        origin.prefix, roles[0] == "child", origin.backup, origin.sequence, origin.expires_at_ms, path, told
+        origin.prefix,
+        roles[0] == "child",
+        origin.backup,
+        origin.sequence,
+        origin.issued_at_ms,
+        origin.expires_at_ms,
+        path,
+        told,
     )
 
 

@@ -114,6 +114,10 @@ class Table:
                 found[advert.prefix] = advert
         return found
 
+    def every(self) -> list[Advert]:
+        """All adverts, by prefix, the best one of each prefix first."""
+        return sorted((advert for _, advert in self._each()), key=lambda a: (a.prefix, a.preference))
+
     def _each(self) -> Iterator[tuple[Teller, Advert]]:
         return ((t, advert) for heard in self._heard.values() for t, advert in heard.items())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -40,3 +41,18 @@ def lookup(
     """Find the route to a node or to the owner of a resource."""
     tdn = invocation(context)
     tdn.output.data(tdn.ask(lambda node: node.route(name)))
+
+
+@app.command("show", epilog="Example: tdn route show --json")
+def show(context: typer.Context) -> None:
+    """Show the links of this node and the ways that its neighbours tell."""
+    tdn = invocation(context)
+
+    def tables(found: Mapping[str, Any]) -> None:
+        links = [link | {"stands": link["linked"]} for link in found["links"]]
+        tdn.output.table(links, ["node", "kept_by", "stands"], lambda link: not link["linked"])
+        rows = [row | {"age": f"{row['age_ms'] / 1000:.0f} s"} for row in found["routes"]]
+        if rows:
+            tdn.output.table(rows, ["prefix", "next", "path", "state", "age", "expires_at_ms"])
+
+    tdn.output.data(tdn.ask(lambda node: node.routes()), tables)

@@ -6,6 +6,7 @@ import warnings
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as tdn_dot_app_dot_v1_dot_control__service__pb2
 from tdn_interop._pb.tdn.app.v1 import drain_pb2 as tdn_dot_app_dot_v1_dot_drain__pb2
 from tdn_interop._pb.tdn.app.v1 import mailbox_service_pb2 as tdn_dot_app_dot_v1_dot_mailbox__service__pb2
+from tdn_interop._pb.tdn.app.v1 import routes_pb2 as tdn_dot_app_dot_v1_dot_routes__pb2
 from tdn_interop._pb.tdn.app.v1 import snapshot_pb2 as tdn_dot_app_dot_v1_dot_snapshot__pb2
 
 GRPC_GENERATED_VERSION = '1.76.0'
@@ -57,6 +58,11 @@ class NodeControlServiceStub(object):
                 '/tdn.app.v1.NodeControlService/LookupRoute',
                 request_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.LookupRouteRequest.SerializeToString,
                 response_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.LookupRouteResponse.FromString,
+                _registered_method=True)
+        self.ListRoutes = channel.unary_unary(
+                '/tdn.app.v1.NodeControlService/ListRoutes',
+                request_serializer=tdn_dot_app_dot_v1_dot_routes__pb2.ListRoutesRequest.SerializeToString,
+                response_deserializer=tdn_dot_app_dot_v1_dot_routes__pb2.ListRoutesResponse.FromString,
                 _registered_method=True)
         self.RegisterResource = channel.unary_unary(
                 '/tdn.app.v1.NodeControlService/RegisterResource',
@@ -177,6 +183,13 @@ class NodeControlServiceServicer(object):
 
     def LookupRoute(self, request, context):
         """Finds the route to a node or to the owner of a resource.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRoutes(self, request, context):
+        """Lists the links of this node and the ways that its neighbours tell.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -330,6 +343,11 @@ def add_NodeControlServiceServicer_to_server(servicer, server):
                     servicer.LookupRoute,
                     request_deserializer=tdn_dot_app_dot_v1_dot_control__service__pb2.LookupRouteRequest.FromString,
                     response_serializer=tdn_dot_app_dot_v1_dot_control__service__pb2.LookupRouteResponse.SerializeToString,
+            ),
+            'ListRoutes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRoutes,
+                    request_deserializer=tdn_dot_app_dot_v1_dot_routes__pb2.ListRoutesRequest.FromString,
+                    response_serializer=tdn_dot_app_dot_v1_dot_routes__pb2.ListRoutesResponse.SerializeToString,
             ),
             'RegisterResource': grpc.unary_unary_rpc_method_handler(
                     servicer.RegisterResource,
@@ -531,6 +549,33 @@ class NodeControlService(object):
             '/tdn.app.v1.NodeControlService/LookupRoute',
             tdn_dot_app_dot_v1_dot_control__service__pb2.LookupRouteRequest.SerializeToString,
             tdn_dot_app_dot_v1_dot_control__service__pb2.LookupRouteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRoutes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tdn.app.v1.NodeControlService/ListRoutes',
+            tdn_dot_app_dot_v1_dot_routes__pb2.ListRoutesRequest.SerializeToString,
+            tdn_dot_app_dot_v1_dot_routes__pb2.ListRoutesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,6 +8,7 @@ from grpc import aio as _aio
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as _control_service_pb2
 from tdn_interop._pb.tdn.app.v1 import drain_pb2 as _drain_pb2
 from tdn_interop._pb.tdn.app.v1 import mailbox_service_pb2 as _mailbox_service_pb2
+from tdn_interop._pb.tdn.app.v1 import routes_pb2 as _routes_pb2
 from tdn_interop._pb.tdn.app.v1 import snapshot_pb2 as _snapshot_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -44,6 +45,8 @@ class NodeControlServiceStub:
     """Opens a channel to a node, end to end, and measures the round trip."""
     LookupRoute: _grpc.UnaryUnaryMultiCallable[_control_service_pb2.LookupRouteRequest, _control_service_pb2.LookupRouteResponse]
     """Finds the route to a node or to the owner of a resource."""
+    ListRoutes: _grpc.UnaryUnaryMultiCallable[_routes_pb2.ListRoutesRequest, _routes_pb2.ListRoutesResponse]
+    """Lists the links of this node and the ways that its neighbours tell."""
     RegisterResource: _grpc.UnaryUnaryMultiCallable[_control_service_pb2.RegisterResourceRequest, _control_service_pb2.RegisterResourceResponse]
     """Registers a version of a resource."""
     ListResources: _grpc.UnaryUnaryMultiCallable[_control_service_pb2.ListResourcesRequest, _control_service_pb2.ListResourcesResponse]
@@ -94,6 +97,8 @@ class NodeControlServiceAsyncStub(NodeControlServiceStub):
     """Opens a channel to a node, end to end, and measures the round trip."""
     LookupRoute: _aio.UnaryUnaryMultiCallable[_control_service_pb2.LookupRouteRequest, _control_service_pb2.LookupRouteResponse]  # type: ignore[assignment]
     """Finds the route to a node or to the owner of a resource."""
+    ListRoutes: _aio.UnaryUnaryMultiCallable[_routes_pb2.ListRoutesRequest, _routes_pb2.ListRoutesResponse]  # type: ignore[assignment]
+    """Lists the links of this node and the ways that its neighbours tell."""
     RegisterResource: _aio.UnaryUnaryMultiCallable[_control_service_pb2.RegisterResourceRequest, _control_service_pb2.RegisterResourceResponse]  # type: ignore[assignment]
     """Registers a version of a resource."""
     ListResources: _aio.UnaryUnaryMultiCallable[_control_service_pb2.ListResourcesRequest, _control_service_pb2.ListResourcesResponse]  # type: ignore[assignment]
@@ -165,6 +170,14 @@ class NodeControlServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_control_service_pb2.LookupRouteResponse, _abc.Awaitable[_control_service_pb2.LookupRouteResponse]]:
         """Finds the route to a node or to the owner of a resource."""
+
+    @_abc_1.abstractmethod
+    def ListRoutes(
+        self,
+        request: _routes_pb2.ListRoutesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_routes_pb2.ListRoutesResponse, _abc.Awaitable[_routes_pb2.ListRoutesResponse]]:
+        """Lists the links of this node and the ways that its neighbours tell."""
 
     @_abc_1.abstractmethod
     def RegisterResource(
