@@ -30,12 +30,14 @@ from tdn_interop.transport.trust_wire import TrustBundle, TrustedTop
 
 
 class Federation:
-    """Keeps the trust of one node at the newest bundle of its top; at a top, issues the bundles."""
+    """Keeps the trust of one node at the newest bundle of its top; at a top, issues the bundles.
+
+    `on_roots(gone)` is called when the roots are others than before; `gone` when one of them counts no longer.
+    """
 
     def __init__(
-        self, config: NodeConfig, standing: Standing, trust: Trust, notices: Notices, log: EvidenceLog,
-        on_roots: Callable[[], None] = lambda: None,
-    ) -> None:  # fmt: skip
+        self, config: NodeConfig, standing: Standing, trust: Trust, notices: Notices, log: EvidenceLog
+    ) -> None:
         self._config = config
         self._key = standing.key
         self._roots = standing.files.root
@@ -43,7 +45,7 @@ class Federation:
         self._trust = trust
         self._notices = notices
         self._log = log
-        self._on_roots = on_roots
+        self.on_roots: Callable[[bool], object] = bool
         notices.add(TRUST_BUNDLE, lambda signed: trust.bundle(signed).version, self._took)
 
     def start(self) -> None:
@@ -138,8 +140,10 @@ class Federation:
         bundle = trust_wire.decode_bundle(signed.statement)
         if bundle.top == self._trust.top:
             self._trust.adopt(bundle)
-            if write_roots(self._roots, bundle.roots):
-                self._on_roots()
+            before = set(map(pki.der, x509.load_pem_x509_certificates(self._roots.read_bytes())))
+            if before != set(bundle.roots):
+                write_roots(self._roots, bundle.roots)
+                self.on_roots(not before <= set(bundle.roots))
         elif self._is_top and self.signed:
             self._follow(bundle.own)
 
@@ -176,15 +180,11 @@ def facts(top: TrustedTop) -> dict[str, str]:
     return {"identitySha256": identity_sha256, "rootSha256": " ".join(roots)}
 
 
-def write_roots(file: Path, roots: Sequence[bytes]) -> bool:
-    """The roots that TLS accepts, PEM; a new connection reads them. True when they are others than before."""
-    content = pki.pem(*map(x509.load_der_x509_certificate, roots))
-    if file.read_bytes() == content:
-        return False
+def write_roots(file: Path, roots: Sequence[bytes]) -> None:
+    """The roots that TLS accepts, PEM; each new connection reads them. Atomic."""
     fresh = file.with_suffix(".fresh")
-    fresh.write_bytes(content)
+    fresh.write_bytes(pki.pem(*map(x509.load_der_x509_certificate, roots)))
     fresh.replace(file)
-    return True
 
 
 async def federate(one: NodeConfig, other: NodeConfig) -> None:

@@ -48,7 +48,7 @@ def issuer(config: NodeConfig, log: EvidenceLog) -> Issuer:
         facts = {
             "certificateSha256": pki.sha256(leaf).hex(),
             "expiresAtMs": str(pki.renewal_due_ms(leaf, 1)),
-            "authoritySha256": pki.sha256(authority().certificate).hex(),
+            "authoritySha256": pki.lineage(authority().certificate).hex(),
         }
         await log.append(ISSUED, node, facts)
 

@@ -107,9 +107,9 @@ class Rollover:
     async def show(self) -> CaView:
         """The CA, and which members have certificates of it."""
         ca = self.authority
-        own = pki.sha256(ca.certificate).hex()
+        own = pki.lineage(ca.certificate).hex()
         return CaView(
-            own, pki.renewal_due_ms(ca.certificate, 1),
+            pki.sha256(ca.certificate).hex(), pki.renewal_due_ms(ca.certificate, 1),
             pki.renewal_due_ms(ca.above[0], 1) if self._config.role == "top" and ca.above else 0,
             [await self._member(row.node_id, row.role, own)
              for row in await self._register.every() if self._register.known(row.node_id)],

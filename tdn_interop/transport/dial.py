@@ -128,6 +128,10 @@ class Dialled:
             _note(refusal)
             self._end()
 
+    def begin_anew(self) -> None:
+        """End the connections; what follows begins with the certificates and roots of then."""
+        self._end()
+
     @property
     def stands(self) -> bool:
         """True while there is a connection."""

@@ -137,6 +137,11 @@ class Front:
                 pump.end()
                 self._on_refusal(refusal)
 
+    def begin_anew(self) -> None:
+        """End every connection; who is still welcome comes back."""
+        for pump in list(self._served):
+            pump.end()
+
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with listener:

@@ -31,8 +31,10 @@ from tdn_interop.identity import Signed
 from tdn_interop.transport import records_wire, relay_service, route_wire, status
 from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp
+from tdn_interop.transport.pki import PeerCertificate
 from tdn_interop.transport.records_wire import Join, Opening
 from tdn_interop.transport.route_wire import Change
+from tdn_interop.transport.succession import Succession
 from tdn_interop.transport.trust import now_ms
 from tdn_interop.transport.tunnel import ClientLeg, Leg
 
@@ -88,29 +90,51 @@ class Link:
         self.on_receipt: OnReceipt = _ignore
         self.on_state: Callable[[bool, TdnError | None], None] = _quiet
         host, port = config.split_address(address)
-
-        self._dialled = Dialled(node, lambda: connect_tcp(host, port, CALL_S), dialler, KEEPALIVE)
+        self._connections = Succession(
+            lambda: Dialled(node, lambda: connect_tcp(host, port, CALL_S), dialler, KEEPALIVE), self._spawn
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Dial and stay attached, as soon as the neighbour answers."""
         await self._dialled.start(dial=False)
-        self._spawn(self._stay_attached())
+        self._spawn(self._stay_attached(self._dialled))
 
     async def close(self) -> None:
         """Detach."""
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._dialled.close()
+        await self._connections.close()
+
+    async def renew(self) -> None:
+        """Go over to a new connection, with our certificate of now; tunnels on the old one go on until they end.
+
+        Errors: why there is no new one; the old one goes on.
+        """
+        await self._connections.renew()
+        self._spawn(self._stay_attached(self._dialled))
 
     def drop_expired(self, now_ms: int) -> None:
         """Begin anew when the certificate of the neighbour has expired."""
-        self._dialled.drop_expired(now_ms)
+        self._connections.drop_expired(now_ms)
 
     def drop_refused(self) -> None:
         """End the connection when the other side is refused by now."""
-        self._dialled.drop_refused()
+        self._connections.drop_refused()
+
+    def begin_anew(self) -> None:
+        """End the connection and what it carries; a new one follows at once."""
+        self._connections.begin_anew()
+
+    @property
+    def _dialled(self) -> Dialled:
+        return self._connections.now
+
+    @property
+    def certificate(self) -> PeerCertificate | None:
+        """What the neighbour showed on the connection that stands."""
+        return self._dialled.peer if self._dialled.stands else None
 
     @property
     def is_linked(self) -> bool:
@@ -180,17 +204,20 @@ class Link:
             f"/{relay_service.SERVICE}/Tunnel", request_serializer=relay_service.same,
             response_deserializer=relay_service.same,
         )  # fmt: skip
-        return multi(metadata=grpc.aio.Metadata(*metadata))
+        call = multi(metadata=grpc.aio.Metadata(*metadata))
+        self._connections.carry(call)
+        return call
 
-    async def _stay_attached(self) -> None:
+    async def _stay_attached(self, dialled: Dialled) -> None:
+        """For as long as this is the connection to use; for a moment two are attached."""
         policy = tenacity.AsyncRetrying(
             wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
-            retry=tenacity.retry_if_exception_type(TdnError),
+            retry=tenacity.retry_if_exception(lambda e: isinstance(e, TdnError) and dialled is self._dialled),
         )
-        while True:  # pauses are short again after a link that stood
-            await policy(self._once)
+        while dialled is self._dialled:  # pauses are short again after a link that stood
+            await policy(self._once, dialled)
 
-    async def _once(self) -> None:
+    async def _once(self, dialled: Dialled) -> None:
         """Be linked until the link ends. Errors: why it never stood."""
         stood = False
 
@@ -204,12 +231,15 @@ class Link:
         try:
             await self._exchange_and_attach(up)
         except TdnError as error:
+            if dialled is not self._dialled:
+                return
             self.on_state(False, error)
             if not stood:
                 raise
         finally:
-            self.since_ms = now_ms() if stood else self.since_ms
-            self.linked.clear()
+            if dialled is self._dialled:
+                self.since_ms = now_ms() if stood else self.since_ms
+                self.linked.clear()
 
     async def _exchange_and_attach(self, up: Callable[[], None]) -> None:
         """Both sides know the adverts of the other before the first tunnel; what ends first ends both."""

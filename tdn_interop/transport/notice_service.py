@@ -116,11 +116,11 @@ class Sharing:
             self._on_refusal(error)
 
     async def _tell(self) -> None:
-        stub = notice_service_pb2_grpc.NoticeServiceStub(self._link.channel)
         async for kind, signed in self._notices.follow():
             await self._link.linked.wait()
             if self._heard.get((kind, signed.signer)) != signed:
                 request = pb.OfferNoticeRequest(notice=notice_to_pb(kind, signed))
+                stub = notice_service_pb2_grpc.NoticeServiceStub(self._link.channel)
                 try:
                     await self._link.ask(stub.OfferNotice(request, timeout=CALL_S))
                 except TdnError as error:

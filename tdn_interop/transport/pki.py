@@ -129,6 +129,15 @@ def issued_by(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     return True
 
 
+def lineage(authority: x509.Certificate) -> bytes:
+    """SHA-256 over the key of a CA and the name of the key above it: the same after a mere renewal of the CA."""
+    try:
+        above = authority.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value.key_identifier
+    except x509.ExtensionNotFound:  # a root
+        above = None
+    return hashlib.sha256(spki_sha256(authority) + (above or b"")).digest()
+
+
 def renewal_due_ms(certificate: x509.Certificate, share: float = 2 / 3) -> int:
     """When this share of its life is over, counted from its issue and not from the slack before it."""
     ends = certificate.not_valid_after_utc

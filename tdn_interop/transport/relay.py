@@ -168,15 +168,24 @@ class Tunnels:
         older, self._below[node] = self._below.get(node), queue
         self.attached_since[node] = now_ms()
         if older:
-            older.put_nowait(None)
+            self._move(older, queue)
         try:
             yield queue
         finally:
-            if self._below.get(node) is queue:
+            if self._below.get(node) is queue:  # else it goes over to a new connection, and joins on that
                 del self._below[node], self.attached_since[node]
-            for waiting in self._waiting.values():
-                if waiting.told is queue and not waiting.joined.done():
-                    waiting.joined.set_exception(_left(node))
+                for waiting in self._waiting.values():
+                    if waiting.told is queue and not waiting.joined.done():
+                        waiting.joined.set_exception(_left(node))
+
+    def _move(self, older: asyncio.Queue[Opening | None], newer: asyncio.Queue[Opening | None]) -> None:
+        """Whoever waits, waits on the newer stream; the older one ends."""
+        while not older.empty():
+            newer.put_nowait(older.get_nowait())
+        older.put_nowait(None)
+        for waiting in self._waiting.values():
+            if waiting.told is older:
+                waiting.told = newer
 
     async def relay(
         self, opening: Opening, previous: str, leg: Leg, ready: Callable[[Path], Awaitable[None]]

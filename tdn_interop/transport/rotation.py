@@ -7,13 +7,14 @@ makes a new one earlier, when it has a fresh certificate itself or when that of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Sequence
 
 import structlog
 
 from tdn_interop.errors import TdnError
 from tdn_interop.transport.channel_service import Peers
 from tdn_interop.transport.channels import Channels
+from tdn_interop.transport.link import Link
 from tdn_interop.transport.pki import PeerCertificate
 from tdn_interop.transport.trust import now_ms
 
@@ -29,48 +30,57 @@ _log = structlog.get_logger("tdn.rotation")
 
 
 class Rotation:
-    """Watches the connections that this node has dialled."""
+    """Watches the connections that this node has dialled: links and those of channels."""
 
-    def __init__(self, peers: Peers, channels: Channels, clock_ms: Callable[[], int] = now_ms) -> None:
+    def __init__(
+        self, links: Sequence[Link], peers: Peers, channels: Channels, clock_ms: Callable[[], int] = now_ms
+    ) -> None:
+        self._links = links
         self._peers = peers
         self._channels = channels
         self._clock_ms = clock_ms
-        self._next: dict[str, tuple[PeerCertificate, int]] = {}  # node -> when its connection is to be moved
+        self._due_at: dict[
+            Link | str, tuple[PeerCertificate, int]
+        ] = {}  # connection -> when it is to be moved
         self._gate = asyncio.Semaphore(AT_ONCE)
 
     async def run(self) -> None:
         """Move what is due, as long as the node runs."""
         while True:
-            due = self._due()
-            await asyncio.sleep(
-                min(LONGEST_WAIT_S, max(0.1, (min(due.values(), default=1 << 62) - self._clock_ms()) / 1000))
-            )
-            await self.move(node for node, at in self._due().items() if at <= self._clock_ms())
+            soonest = min((at for _, at in self._look().values()), default=1 << 62)
+            await asyncio.sleep(min(LONGEST_WAIT_S, max(0.1, (soonest - self._clock_ms()) / 1000)))
+            now = self._clock_ms()
+            await self._move([which for which, (_, at) in self._look().items() if at <= now])
 
     async def own(self) -> None:
         """Move everything, for our own certificate is a fresh one."""
-        await self.move(self._peers.certificates())
+        await self._move(list(self._look()))
 
-    async def move(self, nodes: Iterable[str]) -> None:
-        """Make new connections for the sessions with these nodes. One that cannot be made leaves the old one."""
-        await asyncio.gather(*(self._move(node) for node in list(nodes)))
+    def _look(self) -> dict[Link | str, tuple[PeerCertificate, int]]:
+        shown: dict[Link | str, PeerCertificate] = dict(self._peers.certificates().items())
+        shown |= {link: link.certificate for link in self._links if link.certificate}
+        before = self._due_at
+        self._due_at = {
+            which: before[which] if which in before and before[which][0] == one else (one, one.at(MOVE_AT))
+            for which, one in shown.items()
+        }
+        return self._due_at
 
-    def _due(self) -> dict[str, int]:
-        """When the connection to each node is to be moved."""
-        certificates = self._peers.certificates()
-        self._next = {node: one for node, one in self._next.items() if certificates.get(node) == one[0]}
-        for node, certificate in certificates.items():
-            self._next.setdefault(node, (certificate, certificate.at(MOVE_AT)))
-        return {node: at for node, (_, at) in self._next.items()}
+    async def _move(self, which: Sequence[Link | str]) -> None:
+        """Make new connections. One that cannot be made leaves the old one."""
+        now = self._clock_ms()
+        for one in which:
+            shown, _ = self._due_at[one]
+            self._due_at[one] = (shown, now + shown.at(AGAIN_AFTER) - shown.at(0))
+        # The links first, so that the tunnels of the channels go over the new ones.
+        await asyncio.gather(*(self._try(one.renew(), one.node) for one in which if isinstance(one, Link)))
+        await asyncio.gather(
+            *(self._try(self._channels.move(one), one) for one in which if isinstance(one, str))
+        )
 
-    async def _move(self, node: str) -> None:
+    async def _try(self, work: Coroutine[None, None, None], node: str) -> None:
         async with self._gate:
-            before = self._peers.certificates().get(node)
             try:
-                await self._channels.move(node)
+                await work
             except TdnError as error:
                 _log.info("not moved yet", peer=node, reason=error.reason.name)
-            after = self._peers.certificates().get(node)
-            if before and before == after:
-                pause = before.at(AGAIN_AFTER) - before.at(0)
-                self._next[node] = (before, self._clock_ms() + pause)

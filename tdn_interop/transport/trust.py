@@ -95,6 +95,12 @@ class Trust:
         """True when this top is trusted."""
         return top in self._keys
 
+    def refusal(self, node: str) -> Refused | None:
+        """Why nobody of the hierarchy of `node` is served; None when its top is trusted."""
+        top = node.rpartition(".")[2]
+        words = f"{node} lives below {top}, which is not trusted here"
+        return None if top in self._keys else Refused(Reason.UNAUTHENTICATED, words, "TDN-T-IDN-08")
+
     def bundle(self, signed: Signed) -> TrustBundle:
         """The bundle of a trusted top. Errors: SIGNATURE_INVALID, INVALID_REQUEST, IDENTITY_MISMATCH."""
         self.signed_by_top(identity.TRUST_BUNDLE, signed)
