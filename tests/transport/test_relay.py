@@ -433,6 +433,20 @@ async def test_a_newer_stream_replaces_an_older_one(hub):
     assert hub.attached == []
 
 
+async def test_who_waits_for_a_node_waits_on_its_newer_stream(hub):
+    older = hub.attach(CHILD)
+    old = older.__enter__()
+    running = start(hub, opening(1, CHILD, SIBLING), previous=SIBLING)
+    await until(old.qsize)
+    with hub.attach(CHILD) as newer:
+        assert (newer.get_nowait().tunnel_id, old.get_nowait()) == ((1).to_bytes(16), None)
+        older.__exit__(None, None, None)
+        leg = Pipe(100)
+        joined = asyncio.create_task(hub.joined(Join((1).to_bytes(16), (), ""), CHILD, leg))
+        leg.incoming.put_nowait(b"")
+        assert await joined == await running
+
+
 async def test_the_end_of_an_older_stream_does_not_detach_the_newer_one(hub):
     older = hub.attach(CHILD)
     older.__enter__()
