@@ -9,7 +9,6 @@ from tdn_interop.app.evidence.wire import decode_event, decode_tree_head
 from tests.app.job_mesh import (
     BOTH,
     PARTIES,
-    end,
     ends,
     flow,
     job_mesh,
@@ -89,10 +88,10 @@ async def test_two_with_the_same_output(mesh):
 
 
 @pytest.mark.parametrize("victim", [REGISTRY, RESEARCH])
-async def test_party_dies_in_the_middle(mesh, monkeypatch, victim):
-    """The others end with a verdict that names it; it comes back, says that it failed, and works again.
+async def test_a_party_that_stays_away_for_longer_than_its_lease(mesh, monkeypatch, victim):
+    """The job fails everywhere with one verdict, which the victim takes when it is back; then it works again.
 
-    The victim is the registry, a mere party, or research, which coordinates: then the parties end alone.
+    The victim is the registry, a mere party, or research, which coordinates.
     """
     begun = asyncio.Event()
 
@@ -101,11 +100,12 @@ async def test_party_dies_in_the_middle(mesh, monkeypatch, victim):
         await asyncio.Event().wait()
 
     monkeypatch.setattr(mesh.nodes[AIRLINE].jobs._work, "run", never)
-    job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path="never.csv", stop_s=60))
+    job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path="never.csv", stop_s=10, lease_s=1))
     async with asyncio.timeout(20):
         await begun.wait()
     await until(mesh, victim, job_id, party_state="RUNNING")
     await crash(mesh, victim)
+    row = await until(mesh, AIRLINE, job_id, party_state="FAILED")
     if victim == REGISTRY:
         rows = await ends(mesh, job_id, (RESEARCH, AIRLINE))
         assert reasons(rows) == {("FAILED", "PARTY_LOST", RESEARCH)}
@@ -114,13 +114,14 @@ async def test_party_dies_in_the_middle(mesh, monkeypatch, victim):
         assert found.outcome.name == "FAILED"
         assert [party.node for party in found.parties if party.stated] == [AIRLINE, RESEARCH]
     else:
-        row = await until(mesh, AIRLINE, job_id, party_state="FAILED")
         assert row.failure["reason"] == "PARTY_LOST"
         assert RESEARCH in row.failure["message"]
     monkeypatch.undo()
     await mesh.start(victim)
-    row = await end(mesh, victim, job_id)
-    assert (row.state, row.failure["reason"]) == ("FAILED", "PARTY_LOST")
+    rows = await ends(mesh, job_id)
+    assert {row.state for row in rows.values()} == {"FAILED"}
+    assert {row.failure["reason"] for row in rows.values()} == {"PARTY_LOST"}
+    assert len({row.verdict for row in rows.values()}) == 1
     rows = await run(mesh, flow(path="next.csv"))
     assert {row.state for row in rows.values()} == {"SUCCEEDED"}, rows[RESEARCH].failure
     (mesh.folder / RESEARCH / "results" / "next.csv").unlink()

@@ -1,21 +1,24 @@
-"""A coordinator that dies: its parties hear the end from it when it is back, and end alone when it is not."""
+"""Nodes that are away, come back, or come back with less than they had: jobs go on, or end alike everywhere."""
 
 import asyncio
 import contextlib
 
 import pytest
 import pytest_asyncio
-import sqlalchemy as sa
 
 from tdn_interop import config
 from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.statements import VERDICT_KIND, Outcome
 from tdn_interop.app.flow import check_limits, flow_from_toml
 from tdn_interop.app.job_protocol import Computed
+from tdn_interop.app.job_wire import encode_message
 from tdn_interop.app.store import jobs as rows
+from tdn_interop.app.store import tables
+from tdn_interop.app.store.engine import Store
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport.records_wire import decode_signed
 from tests.app.job_mesh import (
+    BOTH,
     PARTIES,
     end,
     ends,
@@ -51,8 +54,8 @@ async def mesh(network):
 
 
 @contextlib.asynccontextmanager
-async def coordinator_lost(mesh, monkeypatch, **options):
-    """A job whose coordinator, research, has died while all computed."""
+async def node_lost(mesh, monkeypatch, node, **options):
+    """A job of research that `node` has left while all computed."""
     begun = asyncio.Event()
 
     async def never(*_):
@@ -61,59 +64,101 @@ async def coordinator_lost(mesh, monkeypatch, **options):
 
     with monkeypatch.context() as patch:
         patch.setattr(mesh.nodes[AIRLINE].jobs._work, "run", never)
-        job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path="never.csv", **options))
+        job_id = await mesh.nodes[RESEARCH].jobs.run(flow(**options))
         async with asyncio.timeout(20):
             await begun.wait()
-        for node in (RESEARCH, REGISTRY):
-            await until(mesh, node, job_id, party_state="RUNNING")
-        await crash(mesh, RESEARCH)
-        yield job_id
+        for other in PARTIES:
+            await until(mesh, other, job_id, party_state="RUNNING")
+        await crash(mesh, node)
+    yield job_id
 
 
-async def works(mesh):
-    found = await run(mesh, flow(path="next.csv"))
+async def post(mesh, sender, to, job_id, message):
+    node = mesh.nodes[sender]
+    body = encode_message(job_id, message)
+    await node.jobs._store.run(lambda c: node.mesh.post.send_in(c, to, body, 60))
+    node.mesh.post.wake(to)
+
+
+async def works(mesh, path="next.csv"):
+    found = await run(mesh, flow(path=path))
     assert {row.state for row in found.values()} == {"SUCCEEDED"}, found[RESEARCH].failure
-    (mesh.folder / RESEARCH / "results" / "next.csv").unlink()
+    result(mesh, path)
 
 
-async def test_a_coordinator_that_comes_back_gives_the_verdict(mesh, monkeypatch):
-    """Long before the parties would give up."""
-    async with coordinator_lost(mesh, monkeypatch, step_s=300, run_s=3000) as job_id:
-        await mesh.start(RESEARCH)
+def result(mesh, path):
+    file = mesh.folder / RESEARCH / "results" / path
+    assert file.read_text().split() == ["id", *BOTH]
+    file.unlink()
+
+
+@pytest.mark.parametrize("node", PARTIES)
+async def test_a_node_that_comes_back_within_its_lease(mesh, monkeypatch, node):
+    """The job goes on under the next epoch, and nobody has to do anything."""
+    async with node_lost(
+        mesh, monkeypatch, node, path="again.csv", lease_s=20, step_s=60, run_s=60
+    ) as job_id:
+        await mesh.start(node)
         found = await ends(mesh, job_id)
-    assert reasons(found) == {("FAILED", "PARTY_LOST", RESEARCH)}
-    (verdict,) = {row.verdict for row in found.values()}
-    said = wire.decode_verdict(decode_signed(verdict).statement)
-    assert [signed.signer for signed in said.statements] == [RESEARCH]
-    assert said.missing == HOLDERS
-    assert {row.agreement for row in found.values()} == {found[RESEARCH].agreement}
-    for node in PARTIES:
-        noted = [event for _, event in await mesh.nodes[node].jobs._records._log.about(job_id)]
-        assert [event.facts for event in noted if event.kind == VERDICT_KIND] == [{"outcome": "FAILED"}]
-    await works(mesh)
+    assert {row.state for row in found.values()} == {"SUCCEEDED"}, found[RESEARCH].failure
+    assert min(row.epoch for row in found.values()) > 1
+    assert len({row.verdict for row in found.values()}) == 1
+    for other in PARTIES:
+        noted = [event for _, event in await mesh.nodes[other].jobs._records._log.about(job_id)]
+        assert [event.facts for event in noted if event.kind == VERDICT_KIND] == [{"outcome": "SUCCEEDED"}]
+    result(mesh, "again.csv")
 
 
-async def test_a_coordinator_that_does_not_come_back(mesh, monkeypatch):
-    async with coordinator_lost(mesh, monkeypatch, step_s=1, stop_s=1) as job_id:
+async def test_a_coordinator_that_comes_back_too_late(mesh, monkeypatch):
+    """The parties have ended without it, and take its verdict when it comes."""
+    async with node_lost(mesh, monkeypatch, RESEARCH, step_s=1, stop_s=1, lease_s=1) as job_id:
         found = await ends(mesh, job_id, HOLDERS)
     for row in found.values():
         assert (row.state, row.party_state, row.failure["reason"]) == ("FAILED", "FAILED", "PARTY_LOST")
         assert RESEARCH in row.failure["message"]
         assert row.verdict is None
+    for node in HOLDERS:
+        mesh.nodes[node].jobs._drop(job_id)
     await mesh.start(RESEARCH)
-    await end(mesh, RESEARCH, job_id)
+    verdict = (await end(mesh, RESEARCH, job_id)).verdict
+    assert wire.decode_verdict(decode_signed(verdict).statement).outcome is Outcome.FAILED
+    async with asyncio.timeout(20):
+        for node in HOLDERS:
+            while (await mesh.nodes[node].jobs.find(job_id)).verdict != verdict:
+                await asyncio.sleep(0.02)
     await works(mesh)
+
+
+async def test_a_party_that_is_away_when_the_job_is_proposed(mesh):
+    """It finds the proposal when it is back."""
+    await mesh.stop(REGISTRY)
+    job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path="offline.csv"))
+    await until(mesh, AIRLINE, job_id, party_state="APPROVED")
+    await mesh.start(REGISTRY)
+    found = await ends(mesh, job_id)
+    assert {row.state for row in found.values()} == {"SUCCEEDED"}, found[RESEARCH].failure
+    result(mesh, "offline.csv")
+
+
+async def test_a_name_that_nobody_has(mesh):
+    text = flow().replace(REGISTRY, "nobody.guangdong.cn")
+    with pytest.raises(TdnError) as error:
+        await mesh.nodes[RESEARCH].jobs.run(text)
+    assert error.value.reason is Reason.NO_ROUTE
 
 
 async def test_whoever_asks_about_an_ended_job_hears_its_verdict(mesh, monkeypatch):
     """A party that missed the verdict reports again."""
     heard = []
     found = await run(mesh, flow(path="done.csv"))
-    (mesh.folder / RESEARCH / "results" / "done.csv").unlink()
+    result(mesh, "done.csv")
     job_id = found[RESEARCH].job_id
-    mesh.nodes[RESEARCH].jobs._drop(job_id)
-    monkeypatch.setattr(mesh.nodes[AIRLINE].jobs._runs[job_id], "receive", heard.append)
-    mesh.nodes[AIRLINE].jobs._runs[job_id]._send(RESEARCH, Computed(AIRLINE, 1, 0))
+    jobs = mesh.nodes[RESEARCH].jobs
+    await jobs._leave(jobs._runs.pop(job_id))
+    monkeypatch.setattr(
+        mesh.nodes[AIRLINE].jobs._runs[job_id], "receive", lambda message, _parcel: heard.append(message)
+    )
+    await post(mesh, AIRLINE, RESEARCH, job_id, Computed(AIRLINE, 1, 0))
     async with asyncio.timeout(20):
         while not heard:
             await asyncio.sleep(0.01)
@@ -121,49 +166,44 @@ async def test_whoever_asks_about_an_ended_job_hears_its_verdict(mesh, monkeypat
     assert heard[0].verdict == decode_signed(found[RESEARCH].verdict)
 
 
-async def reopened(mesh, node, job_id, **changes):
-    """Stop the node and put its record back to a moment before the end."""
-    store = mesh.nodes[node].jobs._store
-    parties = changes.pop("parties", {})
+def damage(mesh, node, job_id):
+    """Change a byte of the journal of a node that does not run."""
+    store = Store.open(mesh.config(node).database_url)
+    e = tables.job_events.c
 
-    def write(connection: sa.Connection) -> None:
-        row = rows.get(connection, job_id)
-        rows.put(connection, rows.JobRow(**{name: getattr(row, name) for name in row.__slots__} | changes))
-        for party in rows.parties(connection, job_id):
-            change = parties.get(party.party, {})
-            rows.put_party(
-                connection, rows.JobPartyRow(**{n: getattr(party, n) for n in party.__slots__} | change)
-            )
+    def write(connection):
+        found = rows.events(connection, job_id)
+        row = found[len(found) // 2]
+        here = (e.job_id == job_id) & (e.idx == row.idx)
+        connection.execute(tables.job_events.update().where(here), {"body": b"\xff"})
 
-    mesh.nodes[node].jobs._drop(job_id)
-    await store.run(write)
-    await mesh.stop(node)
+    store._worker.submit(store._transact, write).result()
+    store.close()
+
+
+@pytest.mark.parametrize("node", PARTIES)
+async def test_a_journal_that_is_damaged(mesh, monkeypatch, node):
+    """The job fails everywhere with one verdict, and says why."""
+    async with node_lost(mesh, monkeypatch, node, lease_s=20, run_s=60) as job_id:
+        damage(mesh, node, job_id)
+        await mesh.start(node)
+        found = await ends(mesh, job_id)
+    assert reasons(found) == {("FAILED", "JOURNAL_BROKEN", node)}
+    assert len({row.verdict for row in found.values()}) == 1
+    await works(mesh)
+
+
+@pytest.mark.parametrize("node", PARTIES)
+async def test_a_journal_that_is_damaged_after_the_verdict(mesh, node):
+    """Nobody states or decides twice: the verdict on record stays, and so does the result."""
+    found = await run(mesh, flow(path="kept.csv"))
+    before = found[node]
+    await crash(mesh, node)
+    damage(mesh, node, before.job_id)
     await mesh.start(node)
-    return await end(mesh, node, job_id)
-
-
-@pytest.mark.parametrize("stated", [True, False])
-async def test_a_result_stays_if_it_was_stated(mesh, stated):
-    """A crash between delivery and verdict, before and after the statement was on record."""
-    found = await run(mesh, flow((AIRLINE,), path="mine.csv"), AIRLINE, HOLDERS)
-    file = mesh.folder / AIRLINE / "results" / "mine.csv"
-    silent = {} if stated else {AIRLINE: {"statement": None}}
-    row = await reopened(
-        mesh, AIRLINE, found[AIRLINE].job_id, ended_at_ms=0, state="VERIFYING", verdict=None, bundle=None, parties=silent
-    )  # fmt: skip
-    assert file.exists() == ("result_file" in row.facts) == stated
-    # Everybody has stated success, so that is the verdict; or this node has not, so it has failed.
-    assert (row.state, row.failure is None) == (("SUCCEEDED", True) if stated else ("FAILED", False))
-    file.unlink(missing_ok=True)
-
-
-async def test_a_verdict_on_record_is_not_given_again(mesh):
-    """Signed, and the process died before it took it itself."""
-    found = await run(mesh, flow(path="twice.csv"))
-    (mesh.folder / RESEARCH / "results" / "twice.csv").unlink()
-    before = found[RESEARCH]
-    row = await reopened(mesh, RESEARCH, before.job_id, ended_at_ms=0, state="VERIFYING", bundle=None)
-    assert (row.state, row.verdict) == ("SUCCEEDED", before.verdict)
+    row = await end(mesh, node, before.job_id)
+    assert (row.state, row.party_state, row.verdict) == ("SUCCEEDED", "SUCCESS", before.verdict)
+    result(mesh, "kept.csv")
 
 
 async def test_unfinished_files_are_swept_at_the_start(mesh, tmp_path):
@@ -192,7 +232,7 @@ async def test_a_flow_of_another_node_binds_no_longer_than_allowed(mesh):
     assert "timeouts.run_s" in failure["message"]
 
 
-@pytest.mark.parametrize("stage", ["approval_s", "step_s", "run_s", "stop_s"])
+@pytest.mark.parametrize("stage", ["approval_s", "step_s", "run_s", "stop_s", "lease_s"])
 async def test_every_stage_has_a_limit(stage):
     longest = config.Timeouts()
     asked = flow_from_toml(flow(**{stage: int(getattr(longest, stage))}))
@@ -205,14 +245,13 @@ async def test_every_stage_has_a_limit(stage):
 
 
 async def test_a_coordinator_that_has_forgotten_the_job(mesh, monkeypatch):
-    """Its database is gone: whoever reports to it hears so, and ends. Last here: its log begins anew, nobody anchors it."""
-    async with coordinator_lost(mesh, monkeypatch, step_s=2, stop_s=1, run_s=3000) as job_id:
+    """Its database is gone: its parties end without it. Last here: its log begins anew, nobody anchors it."""
+    async with node_lost(mesh, monkeypatch, RESEARCH, step_s=2, stop_s=1, run_s=3000, lease_s=2) as job_id:
         for file in (mesh.folder / RESEARCH).glob("node.db*"):
             file.unlink()
         await mesh.start(RESEARCH)
         for node in HOLDERS:
-            jobs = mesh.nodes[node].jobs
-            jobs._runs[job_id]._send(RESEARCH, Computed(node, 1, 0))
+            await post(mesh, node, RESEARCH, job_id, Computed(node, 1, 0))
         found = await ends(mesh, job_id, HOLDERS)
     assert {row.state for row in found.values()} == {"FAILED"}
     assert {row.failure["reason"] for row in found.values()} <= {"JOB_UNKNOWN", "PARTY_LOST"}
