@@ -17,7 +17,11 @@ Refusal = Callable[[str], Refused | None]
 
 
 class Cutting:
-    """What one node has open. `refusal(node)` tells why a node is refused, None when it is not."""
+    """What one node has open. `refusal(node)` tells why a node is refused, None when it is not.
+
+    `listeners` are asked to give up what they do with nodes that are refused, again and again: each gets a
+    `Refusal` that knows whether it is this node itself that is refused by everybody.
+    """
 
     def __init__(
         self, me: str, refusal: Refusal, channels: Channels, front: Front, links: list[Link]
@@ -27,6 +31,7 @@ class Cutting:
         self._channels = channels
         self._front = front
         self._links = links
+        self.listeners: list[Callable[[Refusal], None]] = []
 
     def sweep(self) -> None:
         """End everything with nodes that are refused; when it is this node that is, everything."""
@@ -38,9 +43,15 @@ class Cutting:
     def end_sessions(self) -> None:
         """End the sessions; both ends hear why."""
         own = self._refusal(self._me)
+
+        def refused(peer: str) -> Refused | None:
+            return own or self._refusal(peer)
+
         for peer in self._channels.peers():
-            if refusal := own or self._refusal(peer):
+            if refusal := refused(peer):
                 self._channels.drop(peer, refusal)
+        for listener in self.listeners:
+            listener(refused)
 
     def soon(self) -> None:
         """A newer list is here."""

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import structlog
 
@@ -262,6 +262,13 @@ class Jobs:
     def _on_channel(self, event: ChannelEvent) -> None:
         if event.kind in ("opened", "resumed", "received"):
             self._leases.heard(event.peer)
+
+    def refused(self, refusal: Callable[[str], TdnError | None]) -> None:
+        """A party that is refused by now does not come back."""
+        for run in list(self._runs.values()):
+            for party in run.part.flow.parties:
+                if party != self._mesh.me and refusal(party):
+                    run.lost(party)
 
     # -- runs ----------------------------------------------------------------------------------
 

@@ -89,6 +89,7 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
             jobs = Jobs(mesh, store, log, resources, metrics)
             transfers = Transfers(mesh.me, mesh.channels, store, mesh.refused)
             mesh.listeners.append(transfers.on_session)
+            mesh.cutting.listeners += [jobs.refused, transfers.refused]
             mesh.served |= {TOPIC: transfers.admits, CONTENT: transfers.admits}
             node = Node(config, mesh, jobs, resources, transfers)
             async with contextlib.AsyncExitStack() as stack:

@@ -247,6 +247,12 @@ class Transfers:
                 if outgoing.peer == event.peer:
                     outgoing.on_session(event)
 
+    def refused(self, refusal: Callable[[str], TdnError | None]) -> None:
+        """Give up what moves to or from a node that is refused by now."""
+        for moving in self._moving():
+            if error := refusal(moving.peer):
+                self._spawn(moving.give_up(error))
+
     async def _listen(self) -> None:
         while True:
             peer, message = await self._means.messages.receive(wire.TOPIC)

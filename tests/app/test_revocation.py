@@ -1,6 +1,8 @@
 """A node is revoked while it is at work: everybody refuses it, in every direction, and what was open ends."""
 
 import asyncio
+import contextlib
+import os
 
 import pytest
 
@@ -206,21 +208,37 @@ async def test_an_old_list_keeps_what_is_open_and_begins_nothing(mesh, monkeypat
     await research.pings.ping(HUB_2, 10)
 
 
-async def test_a_transfer_ends_with_the_reason(mesh, tmp_path):
-    research, airline = mesh.nodes[RESEARCH], mesh.nodes[AIRLINE]
-    got = []
+async def last_of(progress):
+    async with contextlib.aclosing(progress):
+        async for now in progress:
+            last = now
+    return last
 
-    async def stream():
-        while True:
-            await research.mesh.channels.send(AIRLINE, "ping", b"x" * 1000, 10)
-            got.append(1)
-            await asyncio.sleep(0.005)
 
-    sending = asyncio.create_task(stream())
-    await until(lambda: len(got) > 20)
+async def moving(node):
+    [row] = await node.transfers.every()
+    return row
+
+
+@pytest.mark.parametrize("sender", [RESEARCH, AIRLINE])
+async def test_a_running_transfer_fails_at_both_ends(mesh, tmp_path, sender):
+    receiver = AIRLINE if sender == RESEARCH else RESEARCH
+    path = tmp_path / "sent"
+    path.write_bytes(os.urandom(64 << 20))
+    sending = asyncio.create_task(last_of(mesh.nodes[sender].transfers.send(receiver, "data", path)))
+    receiving = asyncio.create_task(
+        last_of(mesh.nodes[receiver].transfers.receive("data", tmp_path / "got", 20))
+    )
+    await until(lambda: mesh.nodes[receiver].transfers._in)
     await mesh.nodes[HUB_1].mesh.revoking.revoke(AIRLINE, "")
-    assert await reason_of(asyncio.wait_for(sending, 10)) is Reason.REVOKED
-    await until(lambda: not airline.mesh.channels.peers())
+    for task in (sending, receiving):
+        assert await reason_of(asyncio.wait_for(task, 20)) is Reason.REVOKED
+    for node in (sender, receiver):
+        row = await moving(mesh.nodes[node])
+        assert (row.state, row.failure["reason"]) == ("FAILED", "REVOKED")
+    assert not (tmp_path / "got").exists()
+    again = mesh.nodes[RESEARCH].transfers.send(AIRLINE, "more", path)
+    assert await reason_of(asyncio.wait_for(last_of(again), 20)) is Reason.REVOKED
 
 
 async def test_the_top_signs_anew_and_everybody_hears(mesh):
