@@ -80,11 +80,16 @@ class Spool:
     def _near(self, job_id: str, target: Path) -> Path:
         """The file, on the file system of the target."""
         source, copy = self._file(job_id), _beside(job_id, target)
-        if source.stat().st_dev == target.parent.stat().st_dev or copy.exists():
-            return copy if copy.exists() else source
-        with appearing(copy) as file, source.open("rb") as spooled:
-            shutil.copyfileobj(spooled, file)
+        if _same_file_system(source, target.parent):
+            return source
+        if not copy.exists():
+            with appearing(copy) as file, source.open("rb") as spooled:
+                shutil.copyfileobj(spooled, file)
         return copy
+
+
+def _same_file_system(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
 
 
 def _beside(job_id: str, target: Path) -> Path:
