@@ -165,6 +165,8 @@ class Journalled(World):
         again = [asked.effect for asked in left if not isinstance(asked.effect, WakeAfter)]
         needed = [effect for effect in waiting if not isinstance(effect, job_events.StopRun)]
         assert all(effect in again or self.is_idle(made) for effect in needed)
+        repeated = {type(effect) for effect in again if effect not in waiting}
+        assert repeated <= {job_events.StopTask, job_events.KeepAttestation, job_events.GiveUp}
         self.work += [(made, effect) for effect in again]
 
     @staticmethod
