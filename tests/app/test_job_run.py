@@ -101,7 +101,9 @@ async def test_a_statement_is_on_record_when_it_is_sent(mesh, monkeypatch):
     def send_in(connection, peer, body, valid_s):
         job_id, message = job_wire.decode_message(AIRLINE, body)
         if isinstance(message, words.Stated):
-            said.append((message.statement, rows.parties(connection, job_id), rows.events(connection, job_id)))
+            said.append(
+                (message.statement, rows.parties(connection, job_id), rows.events(connection, job_id))
+            )
         real(connection, peer, body, valid_s)
 
     monkeypatch.setattr(post, "send_in", send_in)

@@ -8,14 +8,19 @@ import pytest
 
 from tdn_interop import identity
 from tdn_interop.app import setup
+from tdn_interop.app.federation import federate
 from tdn_interop.app.node import running
+from tdn_interop.app.store import status as rows
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport import status_list, status_service
 from tdn_interop.transport.notices import STATUS_LIST
-from tdn_interop.transport.status_list_wire import Order, encode_order
+from tdn_interop.transport.status_list_wire import Order, Revocation, encode_order
 from tdn_interop.transport.trust import now_ms
+from tests.app.job_mesh import ends as job_ends
+from tests.app.job_mesh import flow, job_mesh, restart
+from tests.app.job_mesh import until as job_at
 from tests.interop.forge import refusals, stranger, until
-from tests.mesh import AIRLINE, HUB_1, HUB_2, REGISTRY, RESEARCH, TOP, mini_mesh
+from tests.mesh import AIRLINE, HUB_1, HUB_2, REGISTRY, RESEARCH, TOP, Mesh, mini_mesh
 
 GONE = (Reason.REVOKED,)
 
@@ -239,6 +244,73 @@ async def test_a_running_transfer_fails_at_both_ends(mesh, tmp_path, sender):
     assert not (tmp_path / "got").exists()
     again = mesh.nodes[RESEARCH].transfers.send(AIRLINE, "more", path)
     assert await reason_of(asyncio.wait_for(last_of(again), 20)) is Reason.REVOKED
+
+
+async def test_a_job_with_a_revoked_party_ends_everywhere(tmp_path):
+    """Long before any time of the flow is over."""
+    hour = {"approval_s": 3600, "step_s": 3600, "run_s": 3600, "stop_s": 3600, "lease_s": 3600}
+    async with job_mesh(tmp_path) as mesh:
+        await restart(mesh, REGISTRY, ('mode = "rules"', 'mode = "manual"'))
+        job_id = await mesh.nodes[RESEARCH].jobs.run(flow(**hour))
+        await job_at(mesh, REGISTRY, job_id, party_state="AWAITING_APPROVAL")
+        await job_at(mesh, AIRLINE, job_id, party_state="APPROVED")
+        await mesh.nodes[HUB_1].mesh.revoking.revoke(AIRLINE, "")
+        rows = await job_ends(mesh, job_id)
+    assert {(row.state, row.failure["reason"]) for row in rows.values()} == {("FAILED", "PARTY_LOST")}
+
+
+async def test_lists_go_to_federated_trees_and_each_top_speaks_for_its_own(tmp_path):
+    mesh, places = Mesh(tmp_path), (("cn", "hk"), ("hk", "cn"))
+    try:
+        listens = {top: (await mesh.enrol(top, "top", listens=True)).listen for top, _ in places}
+        await federate(mesh.config("cn"), mesh.config("hk"))
+        for top, other in places:
+            file = mesh.folder / top / "node.toml"
+            links = f'\n[[links]]\nnode = "{other}"\naddress = "{listens[other]}"\n' if top == "cn" else ""
+            file.write_text(f'neighbours = ["{other}"]\n' + file.read_text() + links)
+            await mesh.start(top)
+        for node in ("bank.cn", "shop.cn", "clinic.hk"):
+            await mesh.enrol(node, "child", listens=False)
+            await mesh.start(node)
+        clinic = mesh.nodes["clinic.hk"].mesh
+        await until(lambda: clinic.lists.version("cn") and mesh.nodes["bank.cn"].mesh.lists.version("hk"))
+        clinic.lists._started_ms = 0  # nothing is forgiven for its start
+        await clinic.pings.ping("bank.cn", 10)
+
+        assert await reason_of(mesh.nodes["hk"].mesh.revoking.revoke("bank.cn", "")) is Reason.POLICY_DENIED
+        forged = status_list.issue(
+            mesh.nodes["hk"].mesh.standing.key, now_ms(), now_ms(), [Revocation("x.hk", 1, "")]
+        )
+        statement = forged.statement.replace(b"hk", b"cn")
+        signed = mesh.nodes["hk"].mesh.standing.key.sign(identity.STATUS_LIST, statement)
+        assert await reason_of(offered(clinic, signed)) is Reason.SIGNATURE_INVALID
+
+        await mesh.nodes["cn"].mesh.revoking.revoke("bank.cn", "left")
+        await until(lambda: clinic.lists.refusal("bank.cn"))
+        assert await reason_of(clinic.pings.ping("bank.cn", 10)) is Reason.REVOKED
+        await clinic.pings.ping("shop.cn", 10)
+    finally:
+        for node in reversed(list(mesh.stacks)):
+            await mesh.stop(node)
+
+
+async def offered(node, signed):
+    node.notices.offer(STATUS_LIST, signed)
+
+
+async def test_a_long_list_reaches_everybody(mesh):
+    """As long as a list may be: about 15,000 nodes."""
+    names = [f"node-{number:05}.shandong.cn" for number in range(15_000)]
+
+    def write(connection):
+        for name in names:
+            rows.add(connection, rows.RevokedRow(name, 1, "", TOP))
+
+    top = mesh.nodes[TOP].mesh
+    await mesh.nodes[TOP].mesh._store.run(write)
+    await top.revoking.refresh()
+    await until(lambda: mesh.nodes[REGISTRY].mesh.lists.refusal(names[-1]), 20)
+    await mesh.nodes[RESEARCH].mesh.pings.ping(REGISTRY, 10)
 
 
 async def test_the_top_signs_anew_and_everybody_hears(mesh):
