@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tdn_interop import ids
-from tdn_interop._pb.tdn.transport.v1 import enrolment_service_pb2_grpc
 from tdn_interop.app.register import Register
 from tdn_interop.app.standing import Standing
 from tdn_interop.config import NodeConfig
@@ -52,7 +51,7 @@ class Admission:
             self._issuer, lambda: (pki.der(self._standing.own_root), self._bundle()),
             self._standing.membership.record, self._register, self._endorse,
         )  # fmt: skip
-        enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server(servicer, server.grpc)
+        servicer.add_to(server.grpc)
         self._server = server
         await server.start(config.enrolment)
 

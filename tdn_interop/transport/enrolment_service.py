@@ -76,6 +76,10 @@ class EnrolmentServicer(enrolment_service_pb2_grpc.EnrolmentServiceServicer):
         self._members = members
         self._endorse = endorse
 
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Serve there."""
+        enrolment_service_pb2_grpc.add_EnrolmentServiceServicer_to_server(self, server)
+
     async def GetTrust(  # noqa: N802  the name of the RPC
         self, request: enrolment_service_pb2.GetTrustRequest, context: Context
     ) -> enrolment_service_pb2.GetTrustResponse:
