@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test kills chaos lint gen gen-check release-protos fmt
+.PHONY: help env demo test bench kills chaos lint gen gen-check release-protos fmt
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ kills: env ## kill every node on the way of a file at 20, 50 and 80 %, and every
 
 chaos: env ## 300 random kills over transfers and jobs; KILLS=n SEED=n to choose
 	$(BIN)/python -m tests.chaos.chaos --kills $(or $(KILLS),300) $(if $(SEED),--seed $(SEED))
+
+bench: env ## measure channel and relay; JSON and pictures go to bench/out
+	$(BIN)/python -m bench.channel
+	$(BIN)/python -m bench.relay
 
 lint: env gen-check ## formatting, types, architecture and protocol rules
 	$(BIN)/ruff check

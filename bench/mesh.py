@@ -83,8 +83,8 @@ class Worker:
         assert self._process.stdout
         line = await self._process.stdout.readline()
         if not line:
-            words = log.read_text()[-2000:] if log else "see its log"
-            raise RuntimeError(f"a process of the bench has ended: {words}")
+            words = await asyncio.to_thread(log.read_text) if log else "see its log"
+            raise RuntimeError(f"a process of the bench has ended: {words[-2000:]}")
         return dict(json.loads(line))
 
     async def do(self, what: str, **arguments: Any) -> dict[str, Any]:
@@ -130,10 +130,11 @@ class Mesh:
     async def file(self, relays: int, source: Path) -> Round:
         """A file from the airline, complete and checked."""
         to, path = WAYS[relays]
-        size = source.stat().st_size
+        size = (await asyncio.to_thread(source.stat)).st_size
 
         async def move() -> None:
             out = str(self.folder / "received")
+            got: dict[str, Any]
             _, got = await asyncio.gather(
                 self.workers[AIRLINE].do("send_file", to=to, topic="bench", path=str(source)),
                 self.workers[to].do("receive_file", topic="bench", path=out),

@@ -74,7 +74,7 @@ class Peer:
     async def receive_file(self, topic: str, path: str) -> Answer:
         async for now in self._node.transfers.receive(topic, Path(path), LONG_S):
             done = now
-        Path(path).unlink()
+        await asyncio.to_thread(Path(path).unlink)
         return {"bytes": done.moved_bytes}
 
 

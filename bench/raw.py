@@ -24,7 +24,9 @@ class Listening:
 
     def __init__(self, folder: Path) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
-        rows = {"Stream": grpc.stream_unary_rpc_method_handler(self._stream)}
+        rows: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "Stream": grpc.stream_unary_rpc_method_handler(self._stream)
+        }
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("bench.Raw", rows),))
         pair = ((folder / "tls.key").read_bytes(), (folder / "tls.pem").read_bytes())
         credentials = grpc.ssl_server_credentials(
@@ -69,7 +71,8 @@ class Dialling:
         return {"cpu_s": cpu_s()}
 
     async def send(self, count: int) -> Answer:
-        call = self._channel.stream_unary(METHOD)()
+        stream: grpc.aio.StreamUnaryMultiCallable[bytes, bytes] = self._channel.stream_unary(METHOD)
+        call = stream()
         for _ in range(count):
             await call.write(self._message)
         await call.done_writing()
