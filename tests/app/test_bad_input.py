@@ -11,6 +11,7 @@ from tests.app.job_mesh import (
     BOTH,
     LEFT,
     PARTIES,
+    ends,
     flow,
     job_mesh,
     left_behind,
@@ -21,7 +22,7 @@ from tests.app.job_mesh import (
     table,
     text_of,
 )
-from tests.mesh import AIRLINE, HUB_1, HUB_2, REGISTRY, RESEARCH, free_address
+from tests.mesh import AIRLINE, HUB_1, HUB_2, REGISTRY, RESEARCH
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -49,13 +50,15 @@ def refused(error, reason, *parts):
     assert error.value.requirement
 
 
-async def away(mesh, reason):
-    """The job does not begin, because the registry is not there."""
-    before = await mesh.nodes[RESEARCH].jobs.every()
-    with pytest.raises(TdnError) as error:
-        await mesh.nodes[RESEARCH].jobs.run(flow())
-    refused(error, reason, f"{REGISTRY} cannot be reached")
-    assert await mesh.nodes[RESEARCH].jobs.every() == before
+async def finds_it_later(mesh, path, back):
+    """A job that begins although somebody is away, and is done when everybody is back."""
+    job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path=path, step_s=60))
+    await back()
+    for node in PARTIES:
+        await asyncio.wait_for(mesh.nodes[node].mesh.link.linked.wait(), 20)
+    rows = await ends(mesh, job_id)
+    assert {row.state for row in rows.values()} == {"SUCCEEDED"}, rows[RESEARCH].failure
+    (mesh.folder / RESEARCH / "results" / path).unlink()
 
 
 # -- registering ---------------------------------------------------------------------------------
@@ -252,42 +255,11 @@ async def test_output_appears_while_the_job_runs(mesh, monkeypatch):
 # -- nodes that are not there ----------------------------------------------------------------------
 
 
-async def test_party_that_does_not_run(mesh):
-    await mesh.stop(REGISTRY)
-    try:
-        await away(mesh, Reason.NO_ROUTE)
-    finally:
-        await mesh.start(REGISTRY)
-
-
-async def test_hub_that_does_not_run(mesh):
-    await mesh.stop(HUB_2)
-    try:
-        await away(mesh, Reason.NO_ROUTE)
-    finally:
-        await mesh.start(HUB_2)
-        await asyncio.wait_for(mesh.nodes[REGISTRY].mesh.link.linked.wait(), 20)
-
-
-async def test_hub_of_this_node_does_not_run(mesh):
-    await mesh.stop(HUB_1)
-    try:
-        with pytest.raises(TdnError) as error:
-            await mesh.nodes[RESEARCH].jobs.run(flow())
-        refused(error, Reason.UNREACHABLE, HUB_1)
-    finally:
-        await mesh.start(HUB_1)
-        for node in (AIRLINE, RESEARCH):
-            await asyncio.wait_for(mesh.nodes[node].mesh.link.linked.wait(), 20)
-
-
-async def test_direct_address_where_nobody_listens(mesh):
-    line = f'[direct]\n"{REGISTRY}" = "{free_address()}"\n[approval]'
-    await restart(mesh, RESEARCH, ("[approval]", line))
-    try:
-        await away(mesh, Reason.UNREACHABLE)
-    finally:
-        await restart(mesh, RESEARCH, (line, "[approval]"))
+@pytest.mark.parametrize("node", [REGISTRY, HUB_2, HUB_1])
+async def test_nodes_that_do_not_run_when_the_job_is_proposed(mesh, node):
+    """A party, its hub, or the hub of the node that proposes."""
+    await mesh.stop(node)
+    await finds_it_later(mesh, "later.csv", lambda: mesh.start(node))
 
 
 async def test_the_mesh_still_works(mesh):
