@@ -7,6 +7,8 @@ import pytest
 import pytest_asyncio
 
 from tdn_interop import config
+from tdn_interop.app.data import results
+from tdn_interop.app.driver import Interruption
 from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.statements import VERDICT_KIND, Outcome
 from tdn_interop.app.flow import check_limits, flow_from_toml
@@ -107,6 +109,54 @@ async def test_a_node_that_comes_back_within_its_lease(mesh, monkeypatch, node):
         noted = [event for _, event in await mesh.nodes[other].jobs._records._log.about(job_id)]
         assert [event.facts for event in noted if event.kind == VERDICT_KIND] == [{"outcome": "SUCCEEDED"}]
     result(mesh, "again.csv")
+
+
+async def test_a_session_that_fails_under_a_run(mesh, monkeypatch):
+    """Nobody was killed; the run is repeated all the same."""
+    begun = asyncio.Event()
+
+    async def never(*_):
+        begun.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mesh.nodes[AIRLINE].jobs._work, "run", never)
+        job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path="session.csv", lease_s=20))
+        await asyncio.wait_for(begun.wait(), 20)
+        for node in PARTIES:
+            await until(mesh, node, job_id, party_state="RUNNING")
+    async with asyncio.timeout(20):  # the registry sends its part to research over a session: it is there soon
+        while REGISTRY not in mesh.nodes[RESEARCH].mesh.channels.peers():
+            await asyncio.sleep(0.01)
+    mesh.nodes[RESEARCH].mesh.channels.drop(REGISTRY)
+    found = await ends(mesh, job_id)
+    assert {row.state for row in found.values()} == {"SUCCEEDED"}, found[RESEARCH].failure
+    assert {row.epoch for row in found.values()} == {2}
+    result(mesh, "session.csv")
+
+
+async def test_another_result_than_in_the_epoch_before(mesh, monkeypatch):
+    """The same inputs cannot have one: the receiver does not deliver it."""
+    write = results.write_keys
+    changed = []
+
+    def write_other(path, columns, items):
+        changed.append(path)
+        return write(path, columns, [*items][len(changed) - 1 :])
+
+    monkeypatch.setattr(results, "write_keys", write_other)
+    run_once = mesh.nodes[RESEARCH].jobs._work.run
+
+    async def interrupted(part, epoch, progress):
+        await run_once(part, epoch, progress)
+        if epoch == 1:
+            raise Interruption(Reason.SESSION_CLOSED, "the session was dropped")
+
+    monkeypatch.setattr(mesh.nodes[RESEARCH].jobs._work, "run", interrupted)
+    found = await run(mesh, flow(path="other.csv"))
+    assert len(changed) == 2
+    assert reasons(found) == {("FAILED", "DIGEST_MISMATCH", RESEARCH)}
+    assert "result_file" not in found[RESEARCH].facts
 
 
 async def test_a_coordinator_that_comes_back_too_late(mesh, monkeypatch):
