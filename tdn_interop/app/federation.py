@@ -25,7 +25,7 @@ from tdn_interop.errors import ConfigError, Reason, Refused, TdnError, guard
 from tdn_interop.identity import Signed, fingerprint
 from tdn_interop.transport import pki, records_wire, trust_wire
 from tdn_interop.transport.notices import TRUST_BUNDLE, Notices
-from tdn_interop.transport.trust import Trust, now_ms
+from tdn_interop.transport.trust import Membership, Trust, now_ms
 from tdn_interop.transport.trust_wire import TrustBundle, TrustedTop
 
 
@@ -185,6 +185,17 @@ def write_roots(file: Path, roots: Sequence[bytes]) -> None:
     fresh = file.with_suffix(".fresh")
     fresh.write_bytes(pki.pem(*map(x509.load_der_x509_certificate, roots)))
     fresh.replace(file)
+
+
+def trusted_keys(config: NodeConfig) -> list[bytes]:
+    """Identity keys of the tops that a node trusts, from its folder. Errors: NOT_ENROLLED, CONFIG_INVALID."""
+    place = Membership.load(config.file("membership.json"))
+    trust = Trust(place.top, place.top_identity_key, lambda _node, key: key)
+    notices = Notices(config.file("notices"), place.top, trust.knows)
+    notices.add(TRUST_BUNDLE, lambda signed: trust.bundle(signed).version)
+    if own := notices.newest(TRUST_BUNDLE, place.top):
+        trust.adopt(trust.bundle(own))
+    return trust.keys
 
 
 async def federate(one: NodeConfig, other: NodeConfig) -> None:

@@ -227,7 +227,7 @@ class Papers:
         SIGNATURE_INVALID.
         """
         attestation = wire.decode_attestation(data)
-        check_attestation(attestation, self._mesh.standing.membership.top_identity_key)
+        check_attestation(attestation, *self._mesh.trust.keys)
         event = wire.decode_event(attestation.event.statement)
         about = (event.node, event.kind, event.subject, event.statement_sha256)
         guard("TDN-F-EVD-08").check(
@@ -270,7 +270,7 @@ class Papers:
         if self.bundle is None and self.verdict is not None:
             records = [*self._records.values(), self.record]
             made = bundle.build(self.verdict, self._consents.values(), self._attestations.values(), records)
-            bundle.verify(made, self._mesh.standing.membership.top_identity_key)
+            bundle.verify(made, *self._mesh.trust.keys)
             self.bundle = made
 
     def _signed(self, context: str, sender: str, signed: Signed) -> None:

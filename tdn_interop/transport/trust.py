@@ -91,6 +91,11 @@ class Trust:
         """Tops that are trusted, our own among them."""
         return sorted(self._keys)
 
+    @property
+    def keys(self) -> list[bytes]:
+        """Identity keys of these tops."""
+        return [self._keys[top] for top in self.tops]
+
     def knows(self, top: str) -> bool:
         """True when this top is trusted."""
         return top in self._keys

@@ -79,7 +79,7 @@ def test_a_bundle_proves_the_job(names, count):
         names[0],
     )
     assert (found.agreement_sha256, found.verdict_sha256) == (AGREEMENT, digest(case.verdict))
-    assert (found.top, found.top_key, found.size_bytes) == ("cn", case.mesh.key("cn"), len(case.bundle()))
+    assert (found.tops, found.size_bytes) == ({"cn": case.mesh.key("cn")}, len(case.bundle()))
     assert [p.node for p in found.parties] == sorted(names[:count])
     for party in found.parties:
         assert (party.stated, party.consented, party.noted_at_ms) == (Outcome.SUCCEEDED, True, NOW)

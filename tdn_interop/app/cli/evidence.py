@@ -27,18 +27,19 @@ def verify(
     context: typer.Context,
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="File from job bundle.")],
     top_key: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            metavar="FILE_OR_HEX", help="Identity key of the top: 64 hexadecimal digits, or a file with them."
+            metavar="FILE_OR_HEX",
+            help="Identity key of the top: 64 hexadecimal digits, or a file with them; once for each top.",
         ),
     ] = None,
 ) -> None:
-    """Verify an evidence bundle with the key of its top; without --top-key, with the key this node trusts."""
+    """Verify an evidence bundle with the key of its top; without --top-key, with the keys this node trusts."""
     from tdn_interop.app.evidence import bundle as bundles  # noqa: PLC0415  loads the cryptography
 
     tdn = invocation(context)
-    key = _key(top_key) if top_key else tdn.trusted_top_key()
-    verified = bundles.verify(read_file(bundle), key)
+    keys = [_key(text) for text in top_key] if top_key else tdn.trusted_top_keys()
+    verified = bundles.verify(read_file(bundle), *keys)
     tdn.output.data(bundles.describe(verified), lambda document: _show(tdn.output, document))
     tdn.output.note("bundle_verified")
 

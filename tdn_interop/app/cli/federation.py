@@ -64,7 +64,7 @@ def tops(context: typer.Context) -> None:
 
 def add_to(app: typer.Typer) -> None:
     """As commands of a group."""
-    app.command("export", epilog="Example: tdn registry export > cn.card")(export)
-    app.command("federate", epilog="Example: tdn registry federate hk.card")(federate)
+    app.command("export", epilog="Example: tdn registry export")(export)
+    app.command("federate", epilog="Example: tdn registry federate hk.card --yes")(federate)
     app.command("part", epilog="Example: tdn registry part hk")(part)
     app.command("tops", epilog="Example: tdn registry tops")(tops)

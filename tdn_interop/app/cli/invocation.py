@@ -68,11 +68,11 @@ class Invocation:
 
         return self.ask(answers)
 
-    def trusted_top_key(self) -> bytes:
-        """The identity key of the top this node enrolled under. Errors: NOT_ENROLLED."""
-        from tdn_interop.transport.trust import Membership  # noqa: PLC0415  see the module docstring
+    def trusted_top_keys(self) -> list[bytes]:
+        """The identity keys of the tops that this node trusts. Errors: NOT_ENROLLED."""
+        from tdn_interop.app.federation import trusted_keys  # noqa: PLC0415  see the module docstring
 
-        return Membership.load(self.config.file("membership.json")).top_identity_key
+        return trusted_keys(self.config)
 
     async def answer(self, question: Callable[[NodeClient], Awaitable[T]]) -> T:
         """See `ask`; for those that run a loop of their own."""

@@ -62,8 +62,7 @@ class Verified:
     agreement_sha256: bytes
     verdict_sha256: bytes
     parties: tuple[Party, ...]
-    top: str
-    top_key: bytes
+    tops: dict[str, bytes]
     size_bytes: int
 
 
@@ -98,9 +97,9 @@ def build(
     return bundle
 
 
-def verify(bundle: bytes, top_identity_key: bytes) -> Verified:
-    """Go through every step. Errors: EVIDENCE_BROKEN, SIGNATURE_INVALID, EQUIVOCATION, each with `step` and `stepName`."""
-    work = _Work(bundle, top_identity_key)
+def verify(bundle: bytes, *top_identity_keys: bytes) -> Verified:
+    """Go through every step; a job across hierarchies needs the key of each top. Errors: EVIDENCE_BROKEN, SIGNATURE_INVALID, EQUIVOCATION, each with `step` and `stepName`."""
+    work = _Work(bundle, top_identity_keys)
     for number, (name, step) in enumerate(STEPS, 1):
         try:
             step(work)
@@ -140,8 +139,8 @@ def describe(verified: Verified) -> dict[str, object]:
             }
             for party in verified.parties
         ],
-        "top": verified.top,
-        "top_identity_sha256": fingerprint(verified.top_key),
+        "top": ", ".join(sorted(verified.tops)),
+        "top_identity_sha256": ", ".join(fingerprint(key) for _, key in sorted(verified.tops.items())),
         "size_bytes": verified.size_bytes,
         "steps": [name for name, _ in STEPS],
     }
@@ -152,7 +151,7 @@ class _Work:
     """What the steps have found so far; each step fills in what the next ones read."""
 
     bundle: bytes
-    top_key: bytes
+    top_keys: tuple[bytes, ...]
     plain: bytes = b""
     content: Content = field(init=False)
     keys: Keys = field(init=False)
@@ -177,7 +176,7 @@ class _Work:
             tuple(sorted((self.statements.keys() | consents) - {self.content.verdict.signer})),
             self.verdict.agreement_sha256, digest(self.content.verdict),
             tuple(self._party(node, node in consents) for node in self.parties),
-            self.keys.top, self.top_key, len(self.bundle),
+            self.keys.tops, len(self.bundle),
         )  # fmt: skip
 
     def _party(self, node: str, consented: bool) -> Party:
@@ -204,7 +203,7 @@ def _form(work: _Work) -> None:
 
 
 def _records(work: _Work) -> None:
-    work.keys = Keys(work.content.records, work.top_key)
+    work.keys = Keys(work.content.records, *work.top_keys)
 
 
 def _verdict(work: _Work) -> None:

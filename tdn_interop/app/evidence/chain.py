@@ -9,41 +9,46 @@ from tdn_interop.app.evidence.merkle import leaf_hash, verify_inclusion
 from tdn_interop.app.evidence.statements import Attestation, Event, TreeHead
 from tdn_interop.errors import Reason, guard
 from tdn_interop.identity import EVENT, NODE_RECORD, TREE_HEAD, Signed, verify
-from tdn_interop.ids import is_below
+from tdn_interop.ids import is_below, parent
 from tdn_interop.transport.records_wire import decode_record, encode_signed
 
 
 class Keys:
-    """Identity keys as the top has signed them. The top's own key comes from outside and needs no record."""
+    """Identity keys as the tops have signed them. The tops' own keys come from outside and need no record."""
 
-    def __init__(self, records: Sequence[Signed], top_key: bytes) -> None:
-        """Errors: SIGNATURE_INVALID, EVIDENCE_BROKEN (no record, several tops, not sorted, one node twice)."""
+    def __init__(self, records: Sequence[Signed], *top_keys: bytes) -> None:
+        """`top_keys` are those of the tops that are trusted; each vouches for its own tree.
+
+        Errors: SIGNATURE_INVALID, EVIDENCE_BROKEN (no record, two keys of one top, not sorted, one node twice).
+        """
+        self.tops: dict[str, bytes] = {}
         for signed in records:
-            check_signature(NODE_RECORD, signed, top_key, "a node record")
-        tops = sorted({signed.signer for signed in records})
-        _check(len(tops) == 1, f"the records name {len(tops)} tops")
-        self.top = tops[0]
-        self._top_key = top_key
+            key = next((key for key in top_keys if verify(NODE_RECORD, signed, key)), b"")
+            check_signature(NODE_RECORD, signed, key, "a node record")
+            _check(self.tops.setdefault(signed.signer, key) == key, f"{signed.signer} has two keys")
+        tops, keys = len(self.tops), len(set(self.tops.values()))
+        _check(0 < tops == keys, f"the records name {tops} tops with {keys} keys")
         found = [decode_record(signed.statement) for signed in records]
         names = [record.node_id for record in found]
         _check(names == sorted(set(names)), "the records are not sorted or one stands twice")
         # The name of the signer is not under its signature; that of each node below it is.
-        below = all(is_below(name, self.top) for name in names)
-        _check(below, f"a record is of a node that is not below {self.top}")
+        for signed, name in zip(records, names, strict=True):
+            below = is_below(name, signed.signer) and not parent(signed.signer)
+            _check(below, f"a record is of a node that is not below {signed.signer}")
         self._records = {record.node_id: record for record in found}
         self._used: set[str] = set()
 
     def of(self, node: str) -> bytes:
         """The identity key of `node`. Errors: EVIDENCE_BROKEN when there is no record of it."""
-        if node == self.top:
-            return self._top_key
+        if node in self.tops:
+            return self.tops[node]
         _check(node in self._records, f"there is no record of {node}")
         self._used.add(node)
         return self._records[node].identity_key
 
     def parent(self, node: str) -> str:
-        """The node above, by the record; empty above the top."""
-        return "" if node == self.top else self._records[node].parent
+        """The node above, by the record; empty above a top."""
+        return "" if node in self.tops else self._records[node].parent
 
     def unused(self) -> list[str]:
         """Nodes whose key nobody has asked for."""
@@ -95,11 +100,11 @@ def check_chain(attestation: Attestation, event: Event, keys: Keys) -> tuple[Tre
     return tuple(heads)
 
 
-def check_attestation(attestation: Attestation, top_key: bytes) -> None:
+def check_attestation(attestation: Attestation, *top_keys: bytes) -> None:
     """An attestation with its own records, as it comes from a party. Errors: EVIDENCE_BROKEN, SIGNATURE_INVALID."""
     found = {decode_record(signed.statement): signed for signed in attestation.records}
     below = sorted((record for record in found if record.parent), key=lambda record: record.node_id)
-    keys = Keys([found[record] for record in below], top_key)
+    keys = Keys([found[record] for record in below], *top_keys)
     check_chain(attestation, check_event(attestation, keys), keys)
 
 

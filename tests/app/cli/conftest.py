@@ -10,6 +10,7 @@ import pytest
 from tdn_interop.app import cli
 from tdn_interop.config import remove_runtime_dir, runtime_dir
 from tests.app.cli import fake
+from tests.app.cli.fake_trust import card
 from tests.app.evidence_mesh import papers
 
 
@@ -86,4 +87,5 @@ def bundle(folder):
     made = papers(["bank-a.shandong.cn", "bank-b.shandong.cn"])
     (folder / "job.bundle").write_bytes(made.bundle())
     (folder / "top.key").write_text(made.top_key.hex().upper() + "\n")
+    (folder / "hk.card").write_text(card("hk"))
     return made

@@ -11,11 +11,12 @@ from grpc_status import rpc_status
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc as services
-from tdn_interop._pb.tdn.app.v1 import drain_pb2, mailbox_service_pb2, snapshot_pb2
+from tdn_interop._pb.tdn.app.v1 import drain_pb2, mailbox_service_pb2, snapshot_pb2, trust_service_pb2_grpc
 from tdn_interop._pb.tdn.common.v1.failure_pb2 import Failure
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.config import control_socket, load_config, runtime_dir
 from tdn_interop.transport import status
+from tests.app.cli.fake_trust import FakeTrust
 
 COMMAND = [sys.executable, "-c", "from tdn_interop.app.cli import main; main()"]
 
@@ -229,7 +230,9 @@ class FakeNode(services.NodeControlServiceServicer):
 
     def ListMailboxes(self, request, context):
         self._note(request, context)
-        box = mailbox_service_pb2.Mailbox(node_id="bank-b.cn", letters=3, bytes=4711, oldest_at_ms=1_700_000_000_000)
+        box = mailbox_service_pb2.Mailbox(
+            node_id="bank-b.cn", letters=3, bytes=4711, oldest_at_ms=1_700_000_000_000
+        )
         return mailbox_service_pb2.ListMailboxesResponse(mailboxes=[box])
 
     def CancelTransfer(self, request, context):
@@ -243,6 +246,7 @@ def running(config_file):
     fake = FakeNode()
     server = grpc.server(futures.ThreadPoolExecutor(4))
     services.add_NodeControlServiceServicer_to_server(fake, server)
+    trust_service_pb2_grpc.add_TrustServiceServicer_to_server(FakeTrust(), server)
     config = load_config(config_file)
     runtime_dir(config.dir)
     server.add_insecure_port(control_socket(config))
