@@ -18,8 +18,8 @@ from tdn_interop.transport import status_list_wire as wire
 from tdn_interop.transport.status_list_wire import Revocation, StatusList
 from tdn_interop.transport.trust import SKEW_MS, now_ms
 
-# What a node that has just started may take to hear the newest list.
-START_MS = 10_000
+# What a node that has just started may take to hear the newest list: no longer than a revocation may take.
+START_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)

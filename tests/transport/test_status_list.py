@@ -98,7 +98,7 @@ def test_without_any_list_only_the_start_is_allowed(lists, clock):
 
 
 def test_the_list_of_one_top_says_nothing_about_the_nodes_of_another(lists, clock):
-    clock.passes(60)
+    clock.passes(START_MS / 1000 + 1)
     take(lists, issue(CN, 1, clock(), []))
     lists.admit_new(RESEARCH)
     assert reason_of(lists.admit_new, "bank.eu") is Reason.STATUS_STALE
