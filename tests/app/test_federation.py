@@ -1,11 +1,16 @@
 """Two hierarchies that trust each other: from both sides, each for its own tree only, and no longer than agreed."""
 
+import asyncio
 import base64
+import contextlib
 import dataclasses
+import datetime as dt
 
 import pytest
 
-from tdn_interop.app.federation import Federation, facts, federate, read_card
+from tdn_interop.app.data.table import CsvFormat
+from tdn_interop.app.evidence.bundle import verify
+from tdn_interop.app.federation import Federation, facts, federate, read_card, trusted_keys
 from tdn_interop.errors import ConfigError, Reason, TdnError
 from tdn_interop.transport import pki, trust_wire
 from tdn_interop.transport.trust_wire import TrustedTop
@@ -40,6 +45,13 @@ async def children(mesh):
         await mesh.start(one.id)
 
 
+def linked(mesh):
+    """A link between the tops, for routes and notices; tunnels are not needed here."""
+    cn, hk = (mesh.config(top).dir / "node.toml" for top in (CN, HK))
+    cn.write_text(cn.read_text() + f'\n[[links]]\nnode = "{HK}"\naddress = "{mesh.config(HK).listen}"\n')
+    hk.write_text(f'neighbours = ["{CN}"]\n' + hk.read_text())
+
+
 def node(mesh, name):
     return mesh.nodes[name].mesh
 
@@ -65,6 +77,36 @@ async def test_tops_that_were_federated_before_they_started(mesh):
         [(_, event)] = await node(mesh, here)._evidence.about(other)
         assert event.kind == "top.federated"
         assert event.facts == facts(node(mesh, other).federation.bundle.own)
+
+
+async def test_a_job_across_hierarchies_and_its_evidence(mesh):
+    await federate(mesh.config(CN), mesh.config(HK))
+    linked(mesh)
+    await children(mesh)
+    await met(mesh, version=2)
+    for name, keys in ((BANK, range(40)), (CLINIC, range(30, 60))):
+        file = mesh.folder / name / "keys.csv"
+        file.write_text("".join(f"{line}\n" for line in ["id", *(f"k{key}" for key in keys)]))
+        await mesh.nodes[name].resources.register("people", file, CsvFormat(), ["id"])
+    inputs = ", ".join(f'{{party = "{name}", resource = "people", keys = ["id"]}}' for name in (BANK, CLINIC))
+    jobs = mesh.nodes[BANK].jobs
+    job = await jobs.run(
+        f"""name = "overlap"\nparties = ["{BANK}", "{CLINIC}"]\n[[tasks]]\nname = "psi"\nalgorithm = "psi"
+        receivers = ["{BANK}"]\ninputs = [{inputs}]\noutput = {{path = "common.csv"}}"""
+    )
+    async for row in jobs.watch(job):
+        last = row
+    assert last.state == "SUCCEEDED", last.failure
+    assert (mesh.folder / BANK / "results" / "common.csv").read_text().split() == [
+        "id", *(f"k{key}" for key in range(30, 40)),
+    ]  # fmt: skip
+    bundle = await jobs.bundle(job)
+    keys = {top: node(mesh, top).standing.key.public_key for top in (CN, HK)}
+    assert verify(bundle, *keys.values()).tops == keys
+    assert set(trusted_keys(mesh.config(CLINIC))) == set(keys.values())
+    with pytest.raises(TdnError) as caught:
+        verify(bundle, keys[CN])
+    assert caught.value.reason is Reason.SIGNATURE_INVALID
 
 
 async def test_strangers_until_both_agree_and_again_when_it_ends(mesh):
@@ -95,6 +137,28 @@ async def test_strangers_until_both_agree_and_again_when_it_ends(mesh):
             await here.pings.ping(there, 10)
         assert caught.value.reason is Reason.UNAUTHENTICATED
     assert ("UNAUTHENTICATED", "TDN-T-IDN-01") in refusals(mesh.nodes[BANK])
+
+
+async def test_a_new_root_of_one_top_reaches_the_other_hierarchy_over_their_link(mesh, monkeypatch):
+    monkeypatch.setattr("tdn_interop.app.rollover.CHECK_S", 0.1)
+    monkeypatch.setattr("tdn_interop.app.renewal.PAUSE_S", (0.05, 0.2))
+    await federate(mesh.config(CN), mesh.config(HK))
+    linked(mesh)
+    await children(mesh)
+    await met(mesh, version=2)
+    hk, bank, clinic = (node(mesh, name) for name in (HK, BANK, CLINIC))
+    old = hk.standing.own_root
+    await hk.rollover.begin(dt.timedelta(hours=1))
+    new = hk.standing.own_root
+    await until(lambda: new in bank.standing.roots and clinic.standing.own_root == new)
+    await bank.pings.ping(CLINIC, 10)
+    await hk.rollover.retire()
+    await until(lambda: old not in bank.standing.roots and new in bank.standing.roots)
+    async with asyncio.timeout(10):
+        while True:  # connections begin anew in the meantime
+            with contextlib.suppress(TdnError):
+                await bank.pings.ping(CLINIC, 10)
+                break
 
 
 async def test_what_was_agreed_survives_a_restart(mesh):
