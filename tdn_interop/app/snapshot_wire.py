@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from tdn_interop._pb.tdn.app.v1 import snapshot_pb2 as pb
+from tdn_interop.app.store.transfers import InRow, OutRow
 from tdn_interop.transport import records_wire
 from tdn_interop.transport.channel import Channel
 from tdn_interop.transport.trust import now_ms
@@ -25,7 +26,7 @@ async def snapshot_of(node: Node) -> pb.GetSnapshotResponse:
         certificate_expires_at_ms=mesh.standing.expires_at_ms, links=_links(mesh),
         tunnels=[_tunnel(one) for one in list(mesh.tunnels.passing.values())],
         sessions=[_session(channel) for channel in sorted(mesh.channels.sessions, key=lambda c: c.peer)],
-        jobs=await _jobs(node), mailboxes=await _mailboxes(mesh),
+        transfers=await _transfers(node), jobs=await _jobs(node), mailboxes=await _mailboxes(mesh),
         refusals=[pb.RefusalCount(reason=name, count=count) for name, count in mesh.refused_lately()],
     )  # fmt: skip
 
@@ -76,3 +77,17 @@ async def _jobs(node: Node) -> list[pb.JobLine]:
         for row in await node.jobs.every()
         if not row.ended_at_ms
     ]  # fmt: skip
+
+
+async def _transfers(node: Node) -> list[pb.TransferView]:
+    return [_transfer(row) for row in await node.transfers.every() if not row.ended_at_ms]
+
+
+def _transfer(row: OutRow | InRow) -> pb.TransferView:
+    direction, peer, moved = (
+        ("out", row.peer, row.acknowledged) if isinstance(row, OutRow) else ("in", row.sender, row.stored)
+    )
+    return pb.TransferView(
+        id=row.transfer_id, direction=direction, peer=peer, topic=row.topic, state=row.state.lower(),
+        moved_bytes=moved, total_bytes=row.size_bytes,
+    )  # fmt: skip
