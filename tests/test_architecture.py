@@ -33,7 +33,7 @@ UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b|NotImplementedError")
 # A path below somebody's home, and web addresses: only those of sources and licences that are named on purpose.
 MACHINE = re.compile(r"(?<![\w.])/(?:home|root|Users)/\w")
 ADDRESS = re.compile(r"https?://([\w-]+(?:\.[\w-]+)+)")
-SOURCES = {"creativecommons.org", "github.com"}
+SOURCES = {"creativecommons.org", "github.com", "www.w3.org"}  # the last one names the SVG namespace
 ERROR_NAMES = {
     name
     for name, kind in vars(errors).items()

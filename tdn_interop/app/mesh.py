@@ -116,7 +116,7 @@ class Mesh:
         self.peers = Peers(self.tunnels, config.direct, dialler, config.timeouts.dial_s)
         self.channels = Channels(
             self.me, self._credentials, self._verify, self.peers.connect,
-            _limits(config),
+            _limits(config), inbox_bytes=1 << 30,
             admits=self._serves, on_event=self._noted,
         )  # fmt: skip
         self.post = Post(self.channels, store, self.spawn, self.refused)
@@ -364,7 +364,7 @@ class Mesh:
 
 
 def _limits(config: NodeConfig) -> Limits:
-    """A peer can fill at most topics * credit = 512 MiB of this node, and only with its own messages."""
+    """Credit for what is on its way over three relays; the inbox bounds what one peer can fill, to 512 MiB."""
     return Limits(
-        message_bytes=2 << 20, topic_credit_bytes=4 << 20, topics=128, idle_ms=int(config.timeouts.idle_s * 1000)
+        message_bytes=2 << 20, topic_credit_bytes=16 << 20, topics=128, idle_ms=int(config.timeouts.idle_s * 1000)
     )  # fmt: skip
