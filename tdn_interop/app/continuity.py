@@ -15,6 +15,7 @@ from tdn_interop.app.anchoring import Anchoring
 from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.standing import Standing
+from tdn_interop.app.store import post
 from tdn_interop.config import NodeConfig
 from tdn_interop.errors import LocalProtocolError, Reason, TdnError, guard
 from tdn_interop.transport import tls
@@ -75,6 +76,7 @@ async def prove_restored(config: NodeConfig, standing: Standing, log: EvidenceLo
             await _answered(Anchoring(log, place.record, link), link)
         finally:
             await link.close()
+    await log.store.run(post.renew_streams)
     marker.unlink()
 
 

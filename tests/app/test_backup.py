@@ -115,7 +115,33 @@ async def test_a_restored_node_waits_for_its_parent(mesh, tmp_path, monkeypatch)
     assert not starting.done()
     await mesh.start(HUB_1)
     await asyncio.wait_for(starting, 20)
+    await until(lambda: mesh.nodes[HUB_1].mesh.tunnels.attached == [AIRLINE, RESEARCH])
     await mesh.nodes[AIRLINE].mesh.pings.ping(RESEARCH, 10)
+
+
+async def test_a_letter_after_the_restore_is_not_taken_for_one_from_before(mesh, tmp_path):
+    got = []
+
+    async def consume(parcel):
+        got.append(parcel.body)
+        post, store = mesh.nodes[RESEARCH].mesh.post, mesh.nodes[RESEARCH].mesh._store
+        await store.run(lambda c: post.done_in(c, parcel))
+
+    mesh.nodes[RESEARCH].mesh.post.consumer = consume
+
+    async def letter(body):
+        node = mesh.nodes[AIRLINE].mesh
+        await node._store.run(lambda c: node.post.send_in(c, RESEARCH, body, 60))
+        node.post.wake(RESEARCH)
+        await until(lambda: body in got)
+
+    await letter(b"first")
+    await back_up(mesh, AIRLINE, tmp_path / "backup")
+    await letter(b"second")
+    await replaced(mesh, AIRLINE, tmp_path / "backup")
+    await mesh.start(AIRLINE)
+    await letter(b"third")
+    assert got == [b"first", b"second", b"third"]
 
 
 async def test_a_database_from_an_earlier_day_stops_the_process(mesh, tmp_path, monkeypatch):

@@ -73,6 +73,12 @@ def renew_stream(connection: sa.Connection, peer: str) -> None:
     rows.put(connection, _streams, StreamRow(peer, secrets.token_bytes(16), len(numbers)))
 
 
+def renew_streams(connection: sa.Connection) -> None:
+    """`renew_stream` to everybody: peers may have heard more under the old streams than this database knows."""
+    for peer in list(connection.scalars(sa.select(_streams.c.peer))):
+        renew_stream(connection, peer)
+
+
 def add_out(connection: sa.Connection, peer: str, body: bytes, expires_at_ms: int, now_ms: int) -> None:
     """Keep a parcel under the next number of the stream to `peer`."""
     number = stream(connection, peer).next_number
