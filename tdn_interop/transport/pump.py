@@ -14,8 +14,9 @@ import ssl
 import threading
 from collections.abc import Callable
 
-# Bytes moved at once. What was read is handed on before more is read: a connection holds about twice as much at most.
-READ_BYTES = 1 << 20
+# Bytes moved at once: a frame of 1 MiB with what gRPC and TLS put around its parts, so that no rest of it goes alone.
+# What was read is handed on before more is read: a connection holds about twice as much at most.
+READ_BYTES = (1 << 20) + (1 << 16)
 # What the kernel may keep for us on a unix socket, if its own limit allows that (socket(7), net.core.wmem_max).
 SEND_BYTES = 2 << 20
 # A connection that has carried so much is worth a search for the socket of gRPC.
