@@ -13,6 +13,7 @@ from tdn_interop.app.backup import back_up_stopped, restore
 from tdn_interop.app.continuity import MARKER
 from tdn_interop.app.control_client import connected
 from tdn_interop.app.node import run_node
+from tdn_interop.app.store.post import out_peers
 from tdn_interop.config import control_socket
 from tdn_interop.errors import Reason, TdnError
 from tests.interop.forge import until
@@ -136,6 +137,8 @@ async def test_a_letter_after_the_restore_is_not_taken_for_one_from_before(mesh,
         await until(lambda: body in got)
 
     await letter(b"first")
+    while await mesh.nodes[AIRLINE].mesh._store.run(out_peers):  # until its receipt is here
+        await asyncio.sleep(0.01)
     await back_up(mesh, AIRLINE, tmp_path / "backup")
     await letter(b"second")
     await replaced(mesh, AIRLINE, tmp_path / "backup")
