@@ -259,15 +259,18 @@ async def test_attaching_again_and_again(world):
     mallory = world.attacker()
     async with world.attack(USUAL) as seen, mallory.dialled() as dialled:
         attach = dialled.channel.unary_stream("/tdn.transport.v1.RelayService/Attach")
+        refused = []
         for _ in range(300):
             call = attach(b"")
-            with contextlib.suppress(grpc.aio.AioRpcError):
+            try:
                 await call.read()
+            except grpc.aio.AioRpcError as error:
+                refused.append(status.from_rpc_error(error))
             call.cancel()
         await seen.refused("RATE_LIMITED", "TDN-T-LIM-06", 100)
-        error = await refusal(attach(b"").read())
-        assert error.reason is Reason.RATE_LIMITED
-        assert 0 < int(error.metadata["retry_after_ms"]) <= 1000
+    limited = [error for error in refused if error.reason is Reason.RATE_LIMITED]
+    assert len(limited) >= 100
+    assert all(0 < int(error.metadata["retry_after_ms"]) <= 200 for error in limited)  # 5 in a second
 
 
 async def test_limits_that_the_attacker_states(world):
