@@ -56,6 +56,7 @@ class Jobs:
         self._leases = Leases(self._runs.values, mesh.pings.ping, time.monotonic)
         self._parties: dict[str, tuple[str, ...]] = {}  # whose data is admitted, by job
         self._pasts: list[Past] = []
+        self._timers: dict[str, asyncio.TimerHandle] = {}  # of jobs that have ended
 
     async def recall(self) -> None:
         """Read what an earlier process left open; before peers are served, which may go on with it at once."""
@@ -81,6 +82,8 @@ class Jobs:
 
     async def close(self) -> None:
         """Stop every job where it is."""
+        for timer in self._timers.values():
+            timer.cancel()
         for run in list(self._runs.values()):
             await run.close()
         self._work.close()
@@ -320,10 +323,12 @@ class Jobs:
         """Once for each job: it has ended, and only evidence may still come."""
         run.leaving = True
         self._mesh.channels.discard(f"task/{run.part.job_id}/")
-        asyncio.get_running_loop().call_later(BUNDLE_S, self._drop, run.part.job_id)
+        job_id = run.part.job_id
+        self._timers[job_id] = asyncio.get_running_loop().call_later(BUNDLE_S, self._drop, job_id)
 
     def _drop(self, job_id: str) -> None:
         self._parties.pop(job_id, None)
+        self._timers.pop(job_id, None)
         run = self._runs.pop(job_id, None)
         if run:
             self._mesh.spawn(self._leave(run))

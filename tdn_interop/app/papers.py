@@ -262,8 +262,8 @@ class Papers:
         self.given, self._missing, self._verdict_sha256 = verdict, set(missing), digest(verdict)
 
     def records(self) -> tuple[Signed, ...]:
-        """The NodeRecords of the parties that have sent theirs."""
-        return tuple(self._records.values())
+        """The NodeRecords of the parties that have sent theirs, by party."""
+        return tuple(self._records[party] for party in sorted(self._records))
 
     def make_bundle(self) -> None:
         """Build and verify the bundle, once. Errors: EVIDENCE_BROKEN, TOO_LARGE."""

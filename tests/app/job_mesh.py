@@ -27,7 +27,7 @@ def text_of(keys, column="id"):
 
 def flow(receivers=(RESEARCH,), *, left="left", right="right", key="id", path="", suites=(), **timeouts):
     """TOML of a PSI between the airline and the registry for `receivers`."""
-    times = {"approval_s": 20, "step_s": 10, "run_s": 20, "stop_s": 1, "lease_s": 5} | timeouts
+    times = {"approval_s": 20, "step_s": 10, "run_s": 20, "stop_s": 1, "lease_s": 20} | timeouts
     parties = dict.fromkeys((AIRLINE, REGISTRY, *receivers))
     return f"""
 name = "overlap"
