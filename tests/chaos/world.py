@@ -7,6 +7,7 @@ import hashlib
 import json
 import random
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,22 +100,41 @@ class World:
         return self.folder / "lab" / node / "node.toml"
 
     async def tdn(self, node: str, *words: str) -> dict[str, Any]:
-        """The document of a command at a node; {"problem": …} when it fails."""
+        """The document of a command at a node; {"problem": …} when it fails.
+
+        A command that finds its node dead says so at once and has begun nothing: the user tries again. What it
+        has begun, it follows by itself.
+        """
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            document = await self._tdn(node, words, until - time.monotonic())
+            if document.get("reason") != "NODE_DOWN" or time.monotonic() > until:
+                return document
+            await asyncio.sleep(0.2)
+
+    async def _tdn(self, node: str, words: tuple[str, ...], patience_s: float) -> dict[str, Any]:
         process = await asyncio.create_subprocess_exec(
             *COMMAND, *words, "--json", "--config", str(self.config(node)),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 out, err = await process.communicate()
         except TimeoutError:
-            process.kill()
-            await process.wait()
-            return {"problem": f"tdn {words[0]} {words[1]} did not end in {PATIENCE_S:g} s"}
-        if process.returncode:
-            return {"problem": f"tdn {words[0]} {words[1]} at {node}: {err.decode()[-600:].strip()}"}
-        document: dict[str, Any] = json.loads(out.decode().strip().split("\n")[-1])
-        return document
+            return {"problem": f"tdn {words[0]} {words[1]} at {node} did not end in {PATIENCE_S:g} s"}
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        lines = [line for line in (err if process.returncode else out).decode().split("\n") if line.strip()]
+        if not process.returncode:
+            document: dict[str, Any] = json.loads(lines[-1])
+            return document
+        error = json.loads(lines[-1])["error"] if lines and lines[-1].startswith("{") else {}
+        return {
+            "problem": f"tdn {words[0]} {words[1]} at {node}: {lines[-1:]}",
+            "reason": error.get("reason", ""),
+        }
 
     async def transfer(
         self, sender: str, receiver: str, source: Path, digest: str, kills: tuple[Kill, ...] = (),
@@ -130,8 +150,16 @@ class World:
             for kill in kills:
                 await self._until(folder, kill.at * source.stat().st_size, sending, receiving)
                 await self.kill_and_restart(kill.node)
+            result.sent = await sending
+            if "problem" in result.sent:  # then there is nothing to wait for
+                receiving.cancel()
+            result.received = (await asyncio.gather(receiving, return_exceptions=True))[0]
+            if isinstance(result.received, BaseException):
+                result.received = {"problem": "not awaited"}
         finally:
-            result.sent, result.received = await asyncio.gather(sending, receiving)
+            for command in (sending, receiving):
+                command.cancel()
+            await asyncio.gather(sending, receiving, return_exceptions=True)
         result.problems = await asyncio.to_thread(_problems, result, out, source, digest)
         return result
 
