@@ -55,6 +55,7 @@ class Adjacency:
         self._allowed = frozenset(config.neighbours)
         self._record_of = record_of
         self._records: dict[str, NodeRecord] = {}
+        self._said: dict[str, str] = {}
         self.routing: Routing
         self.on_parent: Callable[[], object] = bool  # the link to the parent stands, again
 
@@ -128,9 +129,10 @@ class Adjacency:
         self._records[node] = record
 
     def _state(self, link: Link, up: bool, why: TdnError | None) -> None:
+        said, self._said[link.node] = self._said.get(link.node), why.reason.name if why else ""
         if up:
             _log.info("linked", neighbour=link.node)
-        elif why:
+        elif why and said != why.reason.name:  # one line, not one for each attempt
             _log.warning("link lost", neighbour=link.node, reason=why.reason.name, message=why.message)
         if link is self.parent:
             self.neighbours.parent_linked(up)
