@@ -12,8 +12,8 @@ SIZE = 300 << 20
 
 
 @pytest.fixture
-def user(tmp_path):
-    user = User(tmp_path)
+def user(tmp_path_factory):
+    user = User(tmp_path_factory.mktemp("u"))  # short: the names of sockets are
     user.json("lab", "up", "mini", "--dir", "lab")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(user.temporary))
