@@ -101,6 +101,8 @@ class Incoming(Moving[InRow]):
 
     async def _next_offer(self) -> None:
         """Wait for an attempt that was not begun yet, and ask for one meanwhile."""
+        if self._offered > self._taken:
+            return
         asking = asyncio.create_task(self._ask())
         waiting = asyncio.create_task(self._newer())
         try:

@@ -115,11 +115,16 @@ async def test_a_receiver_that_hangs_up_leaves_nothing(mesh, tmp_path):
                 async for _ in node.receive_file("hang", str(tmp_path / "got"), 0):
                     pass
     (tmp_path / "sent").write_bytes(b"content")
+
+    async def end(steps):
+        async for _ in steps:
+            pass
+
     async with client(mesh, RESEARCH) as sender, client(mesh, REGISTRY) as receiver, asyncio.timeout(20):
-        async for _ in sender.send_file(REGISTRY, "hang", str(tmp_path / "sent")):
-            pass
-        async for _ in receiver.receive_file("hang", str(tmp_path / "got"), 10):
-            pass
+        await asyncio.gather(
+            end(sender.send_file(REGISTRY, "hang", str(tmp_path / "sent"))),
+            end(receiver.receive_file("hang", str(tmp_path / "got"), 10)),
+        )
     assert (tmp_path / "got").read_bytes() == b"content"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["got", "sent"]
     assert left_behind(mesh) == []
