@@ -120,6 +120,10 @@ class Moving(abc.ABC, Generic[RowT]):
             self._ended()
         elif not self.row.ended_at_ms:
             self.begin(self._ended)
+        else:  # it was just ending by itself when it was stopped
+            if self.row.failure:
+                self._end(self.error or error)
+            self._ended()
 
     def leave(self, error: TdnError) -> None:
         """Whoever follows stops with `error`; the transfer does not."""

@@ -39,7 +39,7 @@ def status(context: typer.Context) -> None:
     tdn.output.data(tdn.ask(lambda node: node.registry.standing()), show)
 
 
-@app.command("revoke", epilog="Example: tdn registry revoke bank-a.shandong.cn --reason 'key lost'")
+@app.command("revoke", epilog="Example: tdn registry revoke bank-a.shandong.cn --reason 'key lost' --yes")
 def revoke(
     context: typer.Context,
     node: arguments.Node,

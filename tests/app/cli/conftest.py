@@ -19,6 +19,7 @@ def folder(tmp_path, monkeypatch):
     """A folder with everything the examples name; the working directory of the test."""
     (tmp_path / "node.toml").write_text('id = "bank-a.cn"\nrole = "child"\n')
     (tmp_path / "flow.toml").write_text(fake.FLOW)
+    (tmp_path / "secret.txt").write_text("correct horse\n")
     monkeypatch.chdir(tmp_path)
     for name in ("TDN_CONFIG", "NO_COLOR", "CI"):
         monkeypatch.delenv(name, raising=False)
@@ -77,6 +78,7 @@ def modules(monkeypatch):
     stand_in("setup", init_node=init_node, join=join)
     stand_in("check", check_node=lambda config: findings)
     stand_in("node", run_node=run_node)
+    stand_in("backup", restore=lambda path, directory, passphrase: findings[0], back_up_stopped=None)
     stand_in("telemetry", set_up_logging=lambda log, *, verbose: calls.append(("log", log, verbose)))
     return types.SimpleNamespace(calls=calls, findings=findings, Finding=Finding)
 

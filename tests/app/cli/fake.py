@@ -16,6 +16,7 @@ from tdn_interop._pb.tdn.common.v1.failure_pb2 import Failure
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.config import control_socket, load_config, runtime_dir
 from tdn_interop.transport import status
+from tests.app.cli.fake_registry import FakeRegistry
 from tests.app.cli.fake_trust import FakeTrust
 
 COMMAND = [sys.executable, "-c", "from tdn_interop.app.cli import main; main()"]
@@ -247,6 +248,7 @@ def running(config_file):
     server = grpc.server(futures.ThreadPoolExecutor(4))
     services.add_NodeControlServiceServicer_to_server(fake, server)
     trust_service_pb2_grpc.add_TrustServiceServicer_to_server(FakeTrust(), server)
+    FakeRegistry.add_to(server, fake)
     config = load_config(config_file)
     runtime_dir(config.dir)
     server.add_insecure_port(control_socket(config))
