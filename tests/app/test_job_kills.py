@@ -40,7 +40,7 @@ class Killer:
 
         async def write(run):
             self.turns += bool(run.pending)
-            killed = run.pending and self.turns in self.when
+            killed = bool(run.pending) and self.turns in self.when
             if self.recorded or not killed:
                 await real(run)
             if not killed:
