@@ -82,10 +82,10 @@ class Jobs:
 
     async def close(self) -> None:
         """Stop every job where it is."""
-        for timer in self._timers.values():
-            timer.cancel()
         for run in list(self._runs.values()):
             await run.close()
+        for timer in self._timers.values():
+            timer.cancel()
         self._work.close()
 
     # -- the owner's verbs ---------------------------------------------------------------------

@@ -125,7 +125,9 @@ async def test_a_session_that_fails_under_a_run(mesh, monkeypatch):
         await asyncio.wait_for(begun.wait(), 20)
         for node in PARTIES:
             await until(mesh, node, job_id, party_state="RUNNING")
-    async with asyncio.timeout(20):  # the registry sends its part to research over a session: it is there soon
+    async with asyncio.timeout(
+        20
+    ):  # the registry sends its part to research over a session: it is there soon
         while REGISTRY not in mesh.nodes[RESEARCH].mesh.channels.peers():
             await asyncio.sleep(0.01)
     mesh.nodes[RESEARCH].mesh.channels.drop(REGISTRY)
