@@ -87,6 +87,21 @@ async def test_its_link_ends_and_does_not_come_back(mesh):
     assert hub.register.nodes == [RESEARCH]
 
 
+async def test_nobody_meets_it_directly_either(mesh):
+    """Without a relay in between that could refuse for them; the refusal is read from the wire."""
+    airline, research = mesh.nodes[AIRLINE].mesh, mesh.nodes[RESEARCH].mesh
+    airline.peers._direct[RESEARCH] = mesh.config(RESEARCH).listen
+    research.peers._direct[AIRLINE] = mesh.config(AIRLINE).listen
+    await airline.pings.ping(RESEARCH, 10)
+    await mesh.nodes[HUB_1].mesh.revoking.revoke(AIRLINE, "")
+    await until(lambda: not research.channels.peers() and not airline.channels.peers())
+    for _ in range(2):
+        assert await reason_of(airline.pings.ping(RESEARCH, 10)) is Reason.REVOKED
+        assert await reason_of(research.pings.ping(AIRLINE, 10)) is Reason.REVOKED
+    assert ("REVOKED", "TDN-T-IDN-01") in refusals(mesh.nodes[RESEARCH])
+    await until(lambda: AIRLINE not in research.server.front._served.values())
+
+
 async def test_a_top_revokes_anybody_of_its_tree_and_the_hub_follows(mesh):
     top, hub = mesh.nodes[TOP].mesh, mesh.nodes[HUB_2].mesh
     assert await top.revoking.revoke(REGISTRY, "left the mesh")
@@ -113,7 +128,9 @@ async def test_everybody_below_a_revoked_hub_goes_with_it(mesh):
 async def test_who_is_revoked_gets_no_certificate_and_no_token(mesh, tmp_path):
     hub = mesh.nodes[HUB_1].mesh
     before = await hub.admission.invite(AIRLINE, "child", 600)
+    await mesh.nodes[AIRLINE].mesh.renewal.renew()
     await hub.revoking.revoke(AIRLINE, "")
+    assert await reason_of(mesh.nodes[AIRLINE].mesh.renewal.renew()) is Reason.REVOKED
     assert await reason_of(hub.admission.invite(AIRLINE, "child", 600)) is Reason.REVOKED
     assert await reason_of(setup.join(mesh.config(AIRLINE), before)) is Reason.REVOKED
     await setup.join(mesh.config(RESEARCH), await hub.admission.invite(RESEARCH, "child", 600))
