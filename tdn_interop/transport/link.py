@@ -247,16 +247,26 @@ class Link:
             await self._attach(up)
             return
         complete = asyncio.Event()
+        exchange = asyncio.create_task(self._advertise(self.exchange, complete.set))
+        attached = asyncio.create_task(self._attach_after(complete, up))
+        both = (exchange, attached)
+        try:  # no TaskGroup: in Python 3.11 it forgets that it was cancelled when a task fails in that moment
+            await asyncio.wait(both, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for task in both:
+                task.cancel()
+            results = await asyncio.gather(*both, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+
+    async def _attach_after(self, complete: asyncio.Event, up: Callable[[], None]) -> None:
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._advertise(self.exchange, complete.set))
-                async with asyncio.timeout(CALL_S):
-                    await complete.wait()
-                await self._attach(up)
-        except ExceptionGroup as several:
-            raise several.exceptions[0] from None
+            async with asyncio.timeout(CALL_S):
+                await complete.wait()
         except TimeoutError:
             guard("TDN-T-DDL-02").refuse(Reason.DEADLINE, f"{self.node} tells no routes", Unavailable)
+        await self._attach(up)
 
     async def _advertise(self, exchange: Exchange, complete: Callable[[], object]) -> None:
         call = routing_service_pb2_grpc.RoutingServiceStub(self.channel).Advertise()
