@@ -137,7 +137,10 @@ class NodeConfig(BaseSettings):
         me = info.data.get("id", "")
         wrong = [node for node in nodes if node in {me, ids.parent(me)} or nodes.count(node) > 1]
         guard("TDN-X-LAB-05").check(
-            not wrong, Reason.CONFIG_INVALID, f"links: {', '.join(wrong)}: another node, and each once", ConfigError
+            not wrong,
+            Reason.CONFIG_INVALID,
+            f"links: {', '.join(wrong)}: another node, and each once",
+            ConfigError,
         )
         return value
 

@@ -85,7 +85,6 @@ _LABELS = {
     "job_id": ("job", "作业"),
     "keys": ("keys", "键"),
     "learned": ("learned, in keys", "获知的键数"),
-    "letters": ("letters", "信件数"),
     "oldest_at_ms": ("oldest", "最早"),
     "linked": ("linked to parent", "已连接上级"),
     "listen": ("listens on", "监听地址"),
