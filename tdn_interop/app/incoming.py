@@ -225,7 +225,7 @@ class Incoming(Moving[InRow]):
     async def _fail(self, error: TdnError) -> None:
         failure = Failure.in_full(error, error.metadata.get("noticed_by", self._means.me))
         await self._keep(state="FAILED", failure=on_record(failure), ended_at_ms=now_ms())
-        await asyncio.to_thread(Path(self.row.part).unlink, missing_ok=True)
+        await asyncio.shield(asyncio.to_thread(Path(self.row.part).unlink, missing_ok=True))
         self._end(error)
         if failure.noticed_by == self._means.me:
             await self._tell()
