@@ -233,6 +233,16 @@ class Mesh:
         """Route and record of a node. Errors: NO_ROUTE and why no neighbour can be asked."""
         return await self.adjacency.resolve(name)
 
+    async def is_node(self, name: str) -> bool:
+        """False when we have never met such a node and everybody who could know says that there is none."""
+        if self.key_of(name):
+            return True
+        try:
+            await self.resolve(name)
+        except TdnError as error:
+            return error.reason is not Reason.NO_ROUTE
+        return True
+
     # -- assembling ----------------------------------------------------------------------------
 
     def _credentials(self, stream: FrameStream) -> Credentials:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -59,13 +59,18 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What every transfer of a node uses; `leftover` is told of topics that nobody reads any more."""
+    """What every transfer of a node uses.
+
+    `leftover` is told of topics that nobody reads any more; `is_node` tells whether a name is, or may be, that of
+    a node.
+    """
 
     me: str
     messages: Messages
     store: Store
     sizes: Sizes
     leftover: Callable[[str], None]
+    is_node: Callable[[str], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)

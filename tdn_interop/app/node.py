@@ -87,7 +87,7 @@ async def running(config: NodeConfig) -> AsyncIterator[Node]:
             mesh = Mesh(config, standing, store, log, metrics)
             resources = Resources(config.id, store, log)
             jobs = Jobs(mesh, store, log, resources, metrics)
-            transfers = Transfers(mesh.me, mesh.channels, store, mesh.refused)
+            transfers = Transfers(mesh.me, mesh.channels, store, mesh.refused, mesh.is_node)
             mesh.listeners.append(transfers.on_session)
             mesh.cutting.listeners += [jobs.refused, transfers.refused]
             mesh.served |= {TOPIC: transfers.admits, CONTENT: transfers.admits}

@@ -140,13 +140,14 @@ class Outgoing(Moving[OutRow]):
         await self._finish(source, self._heard.done)
 
     async def _offer(self, offer: wire.Offer) -> None:
-        """Errors: Lost; NO_ROUTE when the very first offer does not find the receiver."""
+        """Errors: Lost; NO_ROUTE when the very first offer finds that there is no such node."""
         try:
             await self._say(offer)
         except Lost as lost:
             cause = lost.__cause__
-            if isinstance(cause, TdnError) and cause.reason is Reason.NO_ROUTE and offer.attempt == 1:
-                raise cause from lost
+            nowhere = isinstance(cause, TdnError) and cause.reason is Reason.NO_ROUTE and offer.attempt == 1
+            if nowhere and not await self._means.is_node(self.peer):
+                raise cause from lost  # type: ignore[misc]  # narrowed by `nowhere`
             raise
 
     async def _content(self, source: Source, offset: int) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,13 +47,16 @@ _identity = guard("TDN-T-DLV-02")
 
 
 class Transfers:
-    """Sends and receives files. `on_refusal` hears of what peers asked in vain."""
+    """Sends and receives files.
+
+    `on_refusal` hears of what peers asked in vain; `is_node` tells whether a name is, or may be, that of a node.
+    """
 
     def __init__(
         self, me: str, messages: Messages, store: Store, on_refusal: Callable[[TdnError], None],
-        sizes: Sizes | None = None,
+        is_node: Callable[[str], Awaitable[bool]], sizes: Sizes | None = None,
     ) -> None:  # fmt: skip
-        self._means = Means(me, messages, store, sizes or Sizes(), self._leftover)
+        self._means = Means(me, messages, store, sizes or Sizes(), self._leftover, is_node)
         self._on_refusal = on_refusal
         self._out: dict[str, Outgoing] = {}
         self._in: dict[str, Incoming] = {}

@@ -14,6 +14,7 @@ from tdn_interop.app.offers import MAX_WAITING
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport.frame import Failure
 from tests.app.job_mesh import restart, tdn
+from tests.interop.forge import until
 from tests.mesh import AIRLINE, REGISTRY, RESEARCH, mini_mesh
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -131,6 +132,20 @@ async def test_files_that_cannot_be(mesh, tmp_path, file):
     await refused(sending(mesh, "t", tmp_path), Reason.INPUT_INVALID)
     await refused(sending(mesh, "t", file(1), to="nobody.guangdong.cn"), Reason.NO_ROUTE)
     assert os.listdir(tmp_path) == ["sent"]
+
+
+async def test_a_file_to_a_node_that_is_away_waits_for_it(mesh, file, tmp_path):
+    source = file(100_000)
+    await mesh.stop(REGISTRY)
+    sent = asyncio.create_task(finish(sending(mesh, "late", source)))
+    logged = mesh.nodes[RESEARCH].mesh.channels
+    await until(lambda: not sent.done() and REGISTRY not in logged.peers())
+    await asyncio.sleep(0.5)  # the time in which it would have been given up
+    assert not sent.done()
+    await mesh.start(REGISTRY)
+    last = await finish(receiving(mesh, "late", tmp_path / "late"))
+    assert (await sent).sha256 == last.sha256
+    assert (tmp_path / "late").read_bytes() == source.read_bytes()
 
 
 async def test_nobody_sends(mesh, tmp_path):
