@@ -18,7 +18,7 @@ async def test_the_troubles_of_a_hub_stay_with_its_owner(tmp_path, monkeypatch):
                 Reason.STORE_UNAVAILABLE, f"{PLACE} is full", ConfigError, path=PLACE
             )
 
-        monkeypatch.setattr(hub.routing, "_find", broken)
+        monkeypatch.setattr(hub.adjacency.routing, "_find", broken)
         with pytest.raises(TdnError) as told:
             await child.resolve(f"nobody.{HUB_1}")
         assert told.value.reason is Reason.STORE_UNAVAILABLE
