@@ -14,6 +14,8 @@ import ssl
 import threading
 from collections.abc import Callable
 
+from tdn_interop.transport import tls
+
 # Bytes moved at once: a frame of 1 MiB with what gRPC and TLS put around its parts, so that no rest of it goes alone.
 # What was read is handed on before more is read: a connection holds about twice as much at most.
 READ_BYTES = (1 << 20) + (1 << 16)
@@ -23,6 +25,10 @@ SEND_BYTES = 2 << 20
 WIDEN_AFTER = 8 << 20
 # How long the other side may take to end after we have.
 LINGER_S = 5.0
+# A side that has taken no byte for so long never will: gRPC reads whatever comes, so nobody waits on purpose.
+STALL_S = 60.0
+# What TLS may say by itself to a side that does not read: some thousand answers to requests for new keys, 27 bytes each.
+ANSWER_BYTES = 1 << 16
 
 _NOTHING = memoryview(b"")
 
@@ -142,6 +148,8 @@ class Pump:
         self._to_outside = self._to_inside = _NOTHING  # taken, and the kernel was full
         self._outside_over = self._inside_over = False
         self._farewell: asyncio.TimerHandle | None = None
+        self._watch: asyncio.TimerHandle | None = None
+        self._left = 0  # bytes that have left
         self._armed: dict[tuple[socket.socket, bool], Callable[[], None]] = {}
         self._until_wide = WIDEN_AFTER
         self._ended = False
@@ -157,8 +165,9 @@ class Pump:
             return
         self._ended = True
         self._arm({})
-        if self._farewell:
-            self._farewell.cancel()
+        for timer in (self._farewell, self._watch):
+            if timer:
+                timer.cancel()
         self._outside.close()
         self._inside.close()
         self._on_end(self)
@@ -167,22 +176,25 @@ class Pump:
         try:
             with contextlib.suppress(BlockingIOError):
                 step()
+            self._settle()
         except ssl.SSLError as error:
             self._on_broken(error)
             self.end()  # without an alert: the one who was deceived records it, and the other end has done nothing
         except OSError:  # a side is gone
             self.end()
-        else:
-            self._settle()
 
     def _settle(self) -> None:
-        """Whatever has happened: end if all is said, else wait for what can happen next."""
+        """Whatever has happened: end if all is said, else wait for what can happen next. Errors: ssl.SSLError."""
+        if self._outer.leaving.pending > ANSWER_BYTES:
+            raise ssl.SSLError(tls.UNREAD)
         if self._outside_over and not self._to_inside:
             self.end()
             return
         if self._inside_over and not self._to_outside and not self._farewell:
             self._outside.shutdown(socket.SHUT_WR)
             self._farewell = asyncio.get_running_loop().call_later(LINGER_S, self.end)
+        if self._to_outside and not self._watch:
+            self._look_after(self._left)
         wanted: dict[tuple[socket.socket, bool], Callable[[], None]] = {}
         if not self._to_inside and not self._outside_over:
             wanted[self._outside, False] = self._take_records
@@ -193,6 +205,19 @@ class Pump:
         if self._to_inside:
             wanted[self._inside, True] = self._send_clear
         self._arm(wanted)
+
+    def _look_after(self, left: int) -> None:
+        """After `STALL_S` end if no more than `left` bytes have left by then."""
+        self._watch = asyncio.get_running_loop().call_later(STALL_S, self._look, left)
+
+    def _look(self, left: int) -> None:
+        self._watch = None
+        if not self._to_outside:
+            return
+        if self._left == left:
+            self.end()
+        else:
+            self._look_after(self._left)
 
     def _arm(self, wanted: dict[tuple[socket.socket, bool], Callable[[], None]]) -> None:
         loop, armed, self._armed = asyncio.get_running_loop(), self._armed, wanted
@@ -252,7 +277,9 @@ class Pump:
         leaving = self._outer.leaving
         while self._to_outside or leaving.pending:
             data = self._to_outside or memoryview(leaving.read())
-            self._to_outside = data[_send(self._outside, data) :]
+            sent = _send(self._outside, data)
+            self._left += sent
+            self._to_outside = data[sent:]
             if self._to_outside:
                 return
 

@@ -127,8 +127,10 @@ _HANDSHAKE: tuple[tuple[str, Reason, str, str], ...] = (
 )  # fmt: skip
 # After the handshake only the other side's alert about our certificate is its verdict (RFC 8446 section 4.4.2.4:
 # a client may learn of it this late); whatever else TLS cannot read was changed on the way.
+UNREAD = "UNREAD_ANSWERS"
 _STREAM: tuple[tuple[str, Reason, str, str], ...] = (
     *_ALERTS,
+    (UNREAD, Reason.RESOURCE_EXHAUSTED, "TDN-T-LIM-03", "it asks TLS for answers and reads none"),
     ("", Reason.E2E_AUTH_FAILED, "TDN-T-RTE-02", "bytes were changed on the way"),
 )  # fmt: skip
 

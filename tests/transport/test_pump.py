@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from tdn_interop.errors import Reason
 from tdn_interop.transport import pump, tls
 from tdn_interop.transport.pump import Pump, TlsStream, widen_peers_of
 from tests.interop.forge import until
@@ -118,6 +119,63 @@ async def test_a_side_that_never_ends_is_left(ends, monkeypatch):
     ends.pumps[1]._arm({})  # the other side is deaf
     ends.a.close()
     await until(lambda: ends.ended == [ends.pumps[0]])
+
+
+async def blocked(ends):
+    """Nobody reads at b's end; the pump at a's has more than the kernel takes."""
+    ends.pumps[1]._arm({})
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await send_some_more(asyncio.get_running_loop(), ends.a)
+    assert ends.pumps[0]._to_outside
+
+
+async def send_some_more(loop, stream):
+    while True:
+        await send_some(loop, stream)
+
+
+async def test_a_side_that_takes_nothing_any_more_is_left_although_grpc_has_ended_long_ago(ends):
+    await blocked(ends)
+    ends.a.close()
+    one = ends.pumps[0]
+    assert one._watch.when() <= asyncio.get_running_loop().time() + pump.STALL_S
+    one._watch.cancel()
+    one._look(one._left)  # as the timer does
+    assert ends.ended == [one]
+    assert ends.broken == []
+
+
+async def test_a_side_that_is_slow_is_not_left(ends):
+    await blocked(ends)
+    one, before = ends.pumps[0], ends.pumps[0]._left
+    ends.listened.recv(1 << 20)
+    await until(lambda: one._left > before)
+    one._watch.cancel()
+    one._look(before)
+    assert not ends.ended
+    assert one._watch
+
+
+async def test_answers_of_tls_to_a_side_that_reads_none_do_not_pile_up(ends):
+    """OpenSSL answers each KeyUpdate that asks for one (RFC 8446 section 4.6.3), at once and whoever reads it."""
+    await blocked(ends)
+    stream = ends.streams[0]
+    read, asked = stream.read, 0
+
+    def answering(into):
+        nonlocal asked
+        asked += 1
+        stream.leaving.write(bytes(27))
+        return read(into)
+
+    stream.read = answering
+    while not ends.ended:
+        ends.pumps[1]._outer.write(memoryview(b"as good as a request"))
+        ends.listened.send(ends.streams[1].leaving.read())
+        await asyncio.sleep(0)
+        assert asked * 27 < 2 * pump.ANSWER_BYTES
+    assert [tls.broken(error, "b.cn").reason for error in ends.broken] == [Reason.RESOURCE_EXHAUSTED]
 
 
 async def test_records_that_were_changed_are_told_once(ends):
