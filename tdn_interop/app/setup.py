@@ -17,10 +17,11 @@ from tdn_interop.errors import ConfigError, Reason, TdnError, guard
 from tdn_interop.identity import Identity, write_secret
 from tdn_interop.transport import pki, records_wire, tls
 from tdn_interop.transport.enrolment_client import Enrolled, enrol
+from tdn_interop.transport.notices import TRUST_BUNDLE, Notices
 from tdn_interop.transport.records_wire import NodeRecord
 from tdn_interop.transport.renewal_service import Renewed
 from tdn_interop.transport.tls import TlsFiles
-from tdn_interop.transport.trust import Membership, now_ms
+from tdn_interop.transport.trust import Membership, Trust, now_ms
 
 _TEMPLATE = """\
 # A node of the TDN mesh. Every key can also be given as an environment variable, for example
@@ -232,6 +233,12 @@ def _keep(directory: Path, enrolled: Enrolled) -> None:
         (directory / "root.pem.new").write_bytes(pki.pem(enrolled.root))
         names.append("root.pem")
     _rename(directory, names)
+    if enrolled.bundle:  # one from before the node was away may name other roots
+        place = enrolled.membership
+        trust = Trust(place.top, place.top_identity_key, lambda _node, key: key)
+        notices = Notices(directory / "notices", place.top, trust.knows)
+        notices.add(TRUST_BUNDLE, lambda signed: trust.bundle(signed).version)
+        notices.offer(TRUST_BUNDLE, enrolled.bundle)
     enrolled.membership.save(directory / "membership.json")
 
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tdn_interop import config, identity
 from tdn_interop._pb.tdn.transport.v1 import enrolment_service_pb2, enrolment_service_pb2_grpc
 from tdn_interop.errors import PeerProtocolError, Reason, Refused, guard
-from tdn_interop.identity import Identity
+from tdn_interop.identity import Identity, Signed
 from tdn_interop.transport import pki, records_wire, status, tls, trust_wire
 from tdn_interop.transport.dial import Dialled, Dialler
 from tdn_interop.transport.front import connect_tcp
@@ -35,6 +35,7 @@ class Enrolled:
     tls_key: ec.EllipticCurvePrivateKey
     authority: pki.Authority | None
     membership: Membership
+    bundle: Signed | None = None  # the newest of the top, if the issuer had one
 
 
 async def enrol(token: Token, key: Identity, role: str, folder: Path) -> Enrolled:
@@ -49,7 +50,7 @@ async def enrol(token: Token, key: Identity, role: str, folder: Path) -> Enrolle
 
     Errors: IDENTITY_MISMATCH (2, 5, 6), TOKEN_INVALID, UNREACHABLE, and the issuer's refusals.
     """
-    root = await _fetch_root(token, folder)  # 1, 2
+    root, bundle = await _fetch_trust(token, folder)  # 1, 2
     root_pem = pki.pem(root).decode()
     tls_key, ca_key = pki.new_key(), pki.new_key() if role == "hub" else None
     application = Application(
@@ -69,7 +70,7 @@ async def enrol(token: Token, key: Identity, role: str, folder: Path) -> Enrolle
     _ours(named and chain[0].public_key() == tls_key.public_key())  # 6
     authority = pki.Authority(pki.read(answer.ca_der), ca_key, tuple(chain[1:])) if ca_key else None
     _ours(authority is None or authority.certificate.public_key() == authority.key.public_key())
-    return Enrolled(root, chain, tls_key, authority, membership)
+    return Enrolled(root, chain, tls_key, authority, membership, bundle)
 
 
 def _ours(ok: object) -> None:
@@ -78,27 +79,26 @@ def _ours(ok: object) -> None:
     )
 
 
-async def _fetch_root(token: Token, folder: Path) -> x509.Certificate:
+async def _fetch_trust(token: Token, folder: Path) -> tuple[x509.Certificate, Signed | None]:
     async with _Issuer(token, lambda: tls.enrolment_context(None), folder) as issuer:
         answer = await issuer.trust()
-    accepted = [token.root_sha256, *_later_roots(token, answer)]
+    bundle = records_wire.signed_from_pb(answer.trust_bundle) if answer.HasField("trust_bundle") else None
+    roots = _roots(token, bundle) if bundle else []
+    accepted = [token.root_sha256, *(roots if token.root_sha256 in roots else [])]
+    found = hashlib.sha256(answer.root_der).digest()
     guard("TDN-T-IDN-07").check(
-        hashlib.sha256(answer.root_der).digest() in accepted, Reason.IDENTITY_MISMATCH,
-        f"{token.endpoint} has another root than the token says", Refused,
+        found in accepted, Reason.IDENTITY_MISMATCH, f"{token.endpoint} has another root than the token says",
+        Refused,
     )  # fmt: skip
-    return pki.read(answer.root_der)
+    return pki.read(answer.root_der), bundle if found in roots else None
 
 
-def _later_roots(token: Token, answer: enrolment_service_pb2.GetTrustResponse) -> list[bytes]:
-    """SHA-256 of roots that the top of the token has beside the one that the token names, by its signature."""
-    if not answer.HasField("trust_bundle"):
+def _roots(token: Token, bundle: Signed) -> list[bytes]:
+    """SHA-256 of the roots of the token's top, by a bundle that it signed: two while one follows the other."""
+    if not identity.verify(identity.TRUST_BUNDLE, bundle, token.top_identity_key):
         return []
-    signed = records_wire.signed_from_pb(answer.trust_bundle)
-    if not identity.verify(identity.TRUST_BUNDLE, signed, token.top_identity_key):
-        return []
-    own = trust_wire.decode_bundle(signed.statement).own
-    roots = [hashlib.sha256(root).digest() for root in own.roots]
-    return roots if own.top == token.top and token.root_sha256 in roots else []
+    own = trust_wire.decode_bundle(bundle.statement).own
+    return [hashlib.sha256(root).digest() for root in own.roots] if own.top == token.top else []
 
 
 def _membership(token: Token, key: Identity, answer: enrolment_service_pb2.EnrolResponse) -> Membership:

@@ -136,6 +136,21 @@ async def test_after_the_overlap_the_old_root_is_refused(mesh, tmp_path):
     assert caught.value.reason is Reason.UNAUTHENTICATED
 
 
+async def test_who_missed_the_whole_overlap_joins_again(mesh):
+    """Its identity key stays; what it remembers of the old root does not get in the way."""
+    await mesh.stop(RESEARCH)
+    top, old = mesh.nodes[TOP].mesh, root(mesh, TOP)
+    await top.rollover.begin(HOUR)
+    await all_on(mesh, root(mesh, TOP))
+    await top.rollover.retire()
+    await until(lambda: old not in roots(mesh, HUB_1))
+    token = await mesh.nodes[HUB_1].mesh.admission.invite(RESEARCH, "child", 600)
+    await setup.join(mesh.config(RESEARCH), token)
+    research = (await mesh.start(RESEARCH)).mesh
+    assert old not in research.standing.roots
+    await research.pings.ping(REGISTRY, 10)
+
+
 async def test_a_hub_changes_its_key_and_its_children_stay(mesh):
     hub, airline = mesh.nodes[HUB_1].mesh, mesh.nodes[AIRLINE].mesh
     before = hub.rollover.authority
