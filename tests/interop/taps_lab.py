@@ -170,7 +170,9 @@ def results(world: World, job: str) -> dict[str, bytes]:
 
 
 def _private_bytes(file: Path) -> bytes:
-    """The 32 bytes that are the key, Ed25519 or P-256."""
+    """The bytes that are the key: Ed25519, P-256, or the seed of the sealing key."""
+    if file.name == "sealing.key":
+        return bytes.fromhex(json.loads(file.read_text())[0]["seed"])
     key = serialization.load_pem_private_key(file.read_bytes(), None)
     if hasattr(key, "private_bytes_raw"):
         return key.private_bytes_raw()

@@ -20,10 +20,10 @@ from typing import Any
 
 from tdn_interop.algo.task import Received, TaskMachine
 from tdn_interop.algo.wire import encode_message
-from tdn_interop.app import job_wire
+from tdn_interop.app import job_wire, post_wire
 from tdn_interop.app.cli import run
 from tdn_interop.app.driver import Driver, Place
-from tdn_interop.app.job_run import TOPIC
+from tdn_interop.app.post import TOPIC
 from tdn_interop.transport import records_wire
 from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.pump import Pump, TlsStream
@@ -79,7 +79,10 @@ class Recorder:
     def sent(self, _channels: Channels, to: str, topic: str, data: bytes, *_rest: object) -> None:
         job, what = "", topic
         if topic == TOPIC:
-            job, message = job_wire.decode_message(to, data)
+            post = post_wire.decode(data)
+            if isinstance(post, post_wire.WireReceipt):
+                return
+            job, message = job_wire.decode_message(to, post.body)
             what = type(message).__name__
         elif topic.startswith("task/"):
             _, job, what, _ = topic.split("/")

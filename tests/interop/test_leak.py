@@ -163,7 +163,7 @@ def test_hubs_keep_only_their_own_keys(world, hidden, hub):
 @pytest.mark.parametrize("node", PARTIES)
 def test_parties_keep_only_what_they_may(world, hidden, node):
     """Own keys, digests of own tables and results, and in result files what the job gave: nothing else, in any file."""
-    files = {f"{name}.key": {f"private/{node}/{name}.key"} for name in ("identity", "tls")}
+    files = {f"{name}.key": {f"private/{node}/{name}.key"} for name in ("identity", "tls", "sealing")}
     own = [name for name in secrets(world) if name.endswith("digest") and name.split("/")[1] == node]
     files |= {database: set(own) for database in ("node.db", "node.db-wal")}
     for job in FINISHED:

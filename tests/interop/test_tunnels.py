@@ -154,6 +154,7 @@ async def test_routes_that_a_hub_refuses(mesh, guest):
     shapes = set()
     for name, hop_limit, reason in (
         (REGISTRY, 0, "ROUTE_LOOP"), (REGISTRY, 1, "ROUTE_LOOP"), ("NOT A NODE", 8, "INVALID_REQUEST"),
+        (REGISTRY, 17, "INVALID_REQUEST"), (REGISTRY, (1 << 32) - 1, "INVALID_REQUEST"),
         ("a.cn/", 8, "INVALID_REQUEST"), ("ghost.guangdong.cn", 8, "NO_ROUTE"), ("bank.us", 8, "NO_ROUTE"),
         ("ghost.shandong.cn/loans@1", 8, "NO_ROUTE"),
     ):  # fmt: skip
