@@ -132,7 +132,8 @@ class Archive:
             source = _opened(file, self._passphrase, self._path)
             with tarfile.open(fileobj=source, mode="r|") as tar:  # type: ignore[call-overload]  # it reads, nothing more
                 for member in tar:
-                    ok = member.isreg() and _NAME.match(member.name)
+                    # A sparse file may claim more than any disk holds.
+                    ok = member.isreg() and not member.issparse() and _NAME.match(member.name)
                     _gate.check(
                         ok, Reason.INPUT_INVALID, f"{self._path} holds what is no file of a node", ConfigError
                     )

@@ -41,7 +41,7 @@ class MailboxServicer(mailbox_service_pb2_grpc.MailboxServiceServicer):
         self, request: pb.GetSealingKeyRequest, context: Context
     ) -> pb.GetSealingKeyResponse:
         """See the proto."""
-        del context
+        self._peer_of(context.peer())  # whoever asks must be somebody, and not refused
         key, record = await self._box.key_of(ids.node_id(request.node_id, PeerProtocolError))
         signed = records_wire.signed_to_pb
         return pb.GetSealingKeyResponse(key=signed(key), record=signed(record))

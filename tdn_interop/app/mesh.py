@@ -102,7 +102,7 @@ class Mesh:
             lambda: tls.client_context(standing.files), self._folder, client_interceptors(metrics.rpc_client),
             self._refusal,
         )  # fmt: skip
-        self.adjacency = Adjacency(config, standing, self.register, dialler, self.record, self.refused)
+        self.adjacency = Adjacency(config, standing, self.register, dialler, self._relay, self.refused)
         self.link = self.adjacency.parent
         self.server = Server(
             lambda: tls.server_context(standing.files), self._folder, "peers", self.refused, [self._calls("peers")]
@@ -213,6 +213,12 @@ class Mesh:
             f"{record.node_id} has another identity key",
             Refused,
         )
+        return record
+
+    def _relay(self, signed: Signed) -> NodeRecord:
+        """The record of a node on a way: nobody is led over one that is refused. Errors: REVOKED, those of `record`."""
+        record = self.record(signed)
+        self.lists.admit(record.node_id)
         return record
 
     def key_of(self, node: str) -> bytes:

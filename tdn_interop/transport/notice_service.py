@@ -75,7 +75,7 @@ class Sharing:
         self._link = link
         self._notices = notices
         self._on_refusal = on_refusal
-        self._heard: dict[tuple[str, str], Signed] = {}  # from the other side
+        self._heard: dict[tuple[str, str], Signed] = {}  # from the other side, and good
 
     async def watch(self) -> None:
         """Hear, as long as the node runs."""
@@ -109,11 +109,12 @@ class Sharing:
 
     def _hear(self, kind: str, signed: Signed) -> None:
         """A bad notice is refused and noted; the good ones that come after it still count."""
-        self._heard[kind, signed.signer] = signed
         try:
             self._notices.offer(kind, signed)
         except TdnError as error:
             self._on_refusal(error)
+        if self._notices.newest(kind, signed.signer) == signed:  # who signs is up to the other side
+            self._heard[kind, signed.signer] = signed
 
     async def _tell(self) -> None:
         async for kind, signed in self._notices.follow():

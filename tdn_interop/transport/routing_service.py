@@ -13,7 +13,7 @@ from tdn_interop.errors import PeerProtocolError, Reason, Refused, TdnError, gua
 from tdn_interop.identity import Identity, Signed
 from tdn_interop.transport import records_wire, route, route_wire
 from tdn_interop.transport.neighbours import Neighbours
-from tdn_interop.transport.records_wire import Route
+from tdn_interop.transport.records_wire import MAX_HOPS, Route
 from tdn_interop.transport.route import Path, Table
 from tdn_interop.transport.route_wire import Change
 from tdn_interop.transport.trust import now_ms
@@ -52,11 +52,14 @@ class Routing:
         self._is_linked = is_linked
 
     async def resolve(self, asker: str, name: str, hop_limit: int) -> tuple[Signed, Signed]:
-        """(signed Route for `asker`, signed NodeRecord). Errors: NO_ROUTE, ROUTE_LOOP.
+        """(signed Route for `asker`, signed NodeRecord). Errors: NO_ROUTE, ROUTE_LOOP, INVALID_REQUEST.
 
         An unknown node and one outside the domain get the same answer.
         """
         guard("TDN-T-RTE-03").check(hop_limit > 0, Reason.ROUTE_LOOP, "the hop limit is used up", Refused)
+        guard("TDN-T-ENC-01").check(
+            hop_limit <= MAX_HOPS, Reason.INVALID_REQUEST, f"a route passes at most {MAX_HOPS} relays"
+        )
         node = node_of(name)
         relays, record = await self._find_way(asker, node, hop_limit)
         here = () if self.me in {asker, node} else (self.me,)

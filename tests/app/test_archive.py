@@ -128,6 +128,27 @@ def test_nothing_leaves_the_folder(tmp_path, member):
     assert refused(path, "") is Reason.INPUT_INVALID
 
 
+def test_a_sparse_file_that_claims_more_than_it_brings(tmp_path):
+    """1,024 bytes of archive for a petabyte of zeros, if it likes; here for 1 MiB, with a digest that fits."""
+    path, size = tmp_path / "backup", 1 << 20
+    forged(path, [("node.db", bytes(size), None)])
+    with tarfile.open(path) as tar:
+        listed = tar.extractfile("contents.json").read()
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo("contents.json")
+        entry.size = len(listed)
+        tar.addfile(entry, io.BytesIO(listed))
+        entry = tarfile.TarInfo("node.db")
+        entry.pax_headers = {
+            "GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "node.db",
+            "GNU.sparse.realsize": str(size),
+        }  # fmt: skip
+        entry.size = 512
+        tar.addfile(entry, io.BytesIO(b"0\n".ljust(512, b"\0")))
+    assert path.stat().st_size < size
+    assert refused(path, "") is Reason.INPUT_INVALID
+
+
 @pytest.mark.parametrize("listed", [[], {"format": "other"}, {"format": archive.FORMAT, "files": []}])
 def test_a_list_that_is_none(tmp_path, listed):
     path = tmp_path / "backup"

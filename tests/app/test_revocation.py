@@ -9,11 +9,13 @@ import pytest
 from tdn_interop import identity
 from tdn_interop.app import setup
 from tdn_interop.app.federation import federate
+from tdn_interop.app.mailbox_service import MailboxClient
 from tdn_interop.app.node import running
 from tdn_interop.app.store import status as rows
 from tdn_interop.errors import Reason, TdnError
-from tdn_interop.transport import status_list, status_service
+from tdn_interop.transport import adverts, status_list, status_service
 from tdn_interop.transport.notices import STATUS_LIST
+from tdn_interop.transport.route_wire import Origin
 from tdn_interop.transport.status_list_wire import Order, Revocation, encode_order
 from tdn_interop.transport.trust import now_ms
 from tests.app.job_mesh import ends as job_ends
@@ -123,6 +125,32 @@ async def test_everybody_below_a_revoked_hub_goes_with_it(mesh):
     await until(lambda: top.tunnels.attached == [HUB_2])
     assert await reason_of(mesh.nodes[REGISTRY].mesh.pings.ping(RESEARCH, 10)) is Reason.REVOKED
     assert await reason_of(top.pings.ping(HUB_1, 10)) is Reason.REVOKED
+
+
+async def test_no_way_leads_over_a_revoked_hub(mesh):
+    """A neighbour that has not got the list, or does not care for it, tells what the hub still signs."""
+    top, other = mesh.nodes[TOP].mesh, mesh.nodes[HUB_2].mesh
+    gone = mesh.nodes[HUB_1].mesh.standing
+    await top.revoking.revoke(HUB_1, "its key is lost")
+    await until(lambda: other.lists.refusal(HUB_1))
+    origin = Origin(HUB_1, 1 << 60, now_ms(), now_ms() + 60_000, backup=False)
+    told = adverts.originate(gone.key, gone.membership.record, TOP, origin)
+    told = adverts.extend(top.standing.key, top.standing.membership.record, HUB_2, told)
+    with other.adjacency.neighbours.conversation(TOP) as conversation:
+        other.adjacency.neighbours.hear(conversation, told)
+        ways = [advert.path for advert in other.adjacency.table.every() if advert.sequence == origin.sequence]
+    assert ways == []
+    assert refusals(mesh.nodes[HUB_2])["ROUTE_INVALID", "TDN-T-RTE-09"] >= 1
+
+
+async def test_a_revoked_node_asks_for_no_sealing_key(mesh):
+    """While it is still connected, to be told why."""
+    airline, research = mesh.nodes[AIRLINE].mesh, mesh.nodes[RESEARCH].mesh
+    hub = mesh.nodes[HUB_1].mesh
+    await until(lambda: airline.link.is_linked and research.link.is_linked)
+    hub.lists.refuse([Revocation(AIRLINE, now_ms(), "")])
+    box = MailboxClient(airline.link.channel, airline.link.ask)
+    assert await reason_of(box.key_of(RESEARCH)) is Reason.REVOKED
 
 
 async def test_who_is_revoked_gets_no_certificate_and_no_token(mesh, tmp_path):

@@ -8,6 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tdn_interop import identity
 from tdn_interop.errors import PeerProtocolError, Reason, TdnError, guard
 from tdn_interop.identity import Identity
+from tdn_interop.transport.notice_service import Sharing
 from tdn_interop.transport.notices import STATUS_LIST, TRUST_BUNDLE, Notices
 
 CN, HK = (Identity(top, Ed25519PrivateKey.generate()) for top in ("cn", "hk"))
@@ -64,6 +65,24 @@ def test_a_forged_notice_changes_nothing(notices):
         notices.offer(STATUS_LIST, forged)
     assert caught.value.reason is Reason.SIGNATURE_INVALID
     assert notices.newest(STATUS_LIST, "cn") == notice(5)
+
+
+def test_what_a_neighbour_invents_is_not_remembered(tmp_path):
+    """Names of tops that do not exist, and statements of up to a mebibyte: nothing of it stays."""
+    refused = []
+    notices = Notices(tmp_path / "notices", knows=KEYS.__contains__)
+    notices.add(STATUS_LIST, verify)
+    sharing = Sharing(None, notices, refused.append)
+    for number in range(100):
+        stranger = Identity(f"t{number}", Ed25519PrivateKey.generate())
+        sharing._hear(STATUS_LIST, notice(1, by=stranger))
+    sharing._hear(STATUS_LIST, notice(9, by=Identity("cn", Ed25519PrivateKey.generate())))
+    assert not sharing._heard
+    assert [error.reason for error in refused] == [Reason.SIGNATURE_INVALID]
+    sharing._hear(STATUS_LIST, notice(5))
+    assert list(sharing._heard.values()) == [notice(5)]
+    sharing._hear(STATUS_LIST, notice(4))
+    assert list(sharing._heard.values()) == [notice(5)]
 
 
 def test_a_kind_that_is_not_served_is_not_kept(notices):
