@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 
 import structlog
+import tenacity
 
 from tdn_interop.app import flow as flows
 from tdn_interop.app import job_protocol as words
@@ -38,6 +39,8 @@ _log = structlog.get_logger("tdn.jobs")
 # Jobs that one coordinator may have open at this node.
 MAX_OPEN = 64
 BUNDLE_S = 30.0
+# A message that meets a database that fails is taken again after so long.
+AGAIN_S = 0.5
 
 
 class Jobs:
@@ -196,13 +199,19 @@ class Jobs:
 
     # -- messages ------------------------------------------------------------------------------
 
+    @tenacity.retry(
+        wait=tenacity.wait_fixed(AGAIN_S), retry=tenacity.retry_if_exception_type(TdnError)
+    )  # fmt: skip
     async def _arrived(self, parcel: Parcel) -> None:
+        """Take a parcel or be done with it; while the database fails, those behind it wait, too."""
         try:
             job_id, message = job_wire.decode_message(parcel.peer, parcel.body)
             self._leases.heard(parcel.peer)
             (await self._addressed(job_id, message)).receive(message, parcel)
         except TdnError as error:
             self._mesh.refused(error)
+            if error.reason is Reason.STORE_UNAVAILABLE:
+                raise
             await self._records.done(parcel)
         except Exception:  # noqa: BLE001  a defect that one message meets must not make the node deaf for all others
             _log.exception("job message failed", peer=parcel.peer)
@@ -277,7 +286,11 @@ class Jobs:
 
     async def _begin(self, job_id: str, flow: FlowSpec, coordinator: str) -> JobRun:
         run = self._new(job_id, flow, coordinator)
-        await self._keep(run)
+        try:
+            await self._keep(run)
+        except TdnError:  # what is not on record is no job
+            self._forget(job_id)
+            raise
         run.start()
         return run
 
@@ -327,15 +340,26 @@ class Jobs:
         self._timers[job_id] = asyncio.get_running_loop().call_later(BUNDLE_S, self._drop, job_id)
 
     def _drop(self, job_id: str) -> None:
-        self._parties.pop(job_id, None)
-        self._timers.pop(job_id, None)
-        run = self._runs.pop(job_id, None)
-        if run:
-            self._mesh.spawn(self._leave(run))
+        self._mesh.spawn(self._leave(self._runs[job_id]))
 
     async def _leave(self, run: JobRun) -> None:
-        await run.close()
+        """Let go of a job that has ended, once all of it is on record; its journal and parcels stay until then."""
+        job_id = run.part.job_id
+        async with self._opening:
+            try:
+                await self._keep(run)
+            except TdnError as error:
+                self._mesh.refused(error)
+                self._timers[job_id] = asyncio.get_running_loop().call_later(BUNDLE_S, self._drop, job_id)
+                return
+            self._forget(job_id)
+            await run.close()
+            if run.papers.verdict:  # without one, a late one is still taken
+                await self._records.close(job_id)
         for parcel in run.undone():
-            await self._records.done(parcel)
-        if run.papers.verdict:  # without one, a late one is still taken
-            await self._records.close(run.part.job_id)
+            await self._arrived(parcel)
+
+    def _forget(self, job_id: str) -> None:
+        self._parties.pop(job_id, None)
+        self._timers.pop(job_id, None)
+        del self._runs[job_id]
