@@ -11,6 +11,7 @@ import base64
 import binascii
 import contextlib
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from tdn_interop.transport import pki, records_wire, trust_wire
 from tdn_interop.transport.notices import TRUST_BUNDLE, Notices
 from tdn_interop.transport.trust import Membership, Trust, now_ms
 from tdn_interop.transport.trust_wire import TrustBundle, TrustedTop
+
+FOLLOW_S = 60.0
 
 
 class Federation:
@@ -46,6 +49,8 @@ class Federation:
         self._notices = notices
         self._log = log
         self.on_roots: Callable[[bool], object] = bool
+        self._due: dict[str, TrustedTop] = {}  # what other tops have said since we followed them
+        self._follow_at = 0.0
         notices.add(TRUST_BUNDLE, lambda signed: trust.bundle(signed).version, self._took)
 
     def start(self) -> None:
@@ -120,6 +125,7 @@ class Federation:
         )
         check(known.identity_key == other.identity_key, Reason.IDENTITY_MISMATCH,
               f"{other.top} is known here with another identity key; end that federation first", Refused)  # fmt: skip
+        self._due.pop(other.top, None)
         fresh = self._next((*rest, other))
         await self._log.append("top.federated", other.top, facts(other))
         self._publish(fresh)
@@ -145,12 +151,19 @@ class Federation:
                 write_roots(self._roots, bundle.roots)
                 self.on_roots(not before <= set(bundle.roots))
         elif self._is_top and self.signed:
-            self._follow(bundle.own)
+            self._due[bundle.top] = bundle.own
+            self.follow()
 
-    def _follow(self, other: TrustedTop) -> None:
-        """A top that we are federated with has other roots now; its key, the same as ever, says so."""
-        tops = [other if top.top == other.top else top for top in self.bundle.tops]
-        if tuple(tops) != self.bundle.tops:
+    def follow(self) -> None:
+        """Tops that we are federated with have other roots now: their keys, the same as ever, have said so.
+
+        At most once in `FOLLOW_S`, for where a root goes the connections of our whole tree begin anew.
+        """
+        tops = tuple(self._due.get(top.top, top) for top in self.bundle.tops)
+        if tops == self.bundle.tops:
+            self._due.clear()
+        elif time.monotonic() >= self._follow_at:
+            self._follow_at = time.monotonic() + FOLLOW_S
             self.issue(tops)
 
 

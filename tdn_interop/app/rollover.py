@@ -98,8 +98,9 @@ class Rollover:
         await self._end()
 
     async def run(self) -> None:
-        """At a top: end each overlap when its time has come."""
+        """At a top: end each overlap when its time has come, and follow other tops."""
         while self._config.role == "top":
+            self._federation.follow()
             if len(self._federation.bundle.own.roots) > 1 and not self.authority.above:
                 await self._end()
             await asyncio.sleep(CHECK_S)

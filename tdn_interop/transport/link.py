@@ -40,6 +40,8 @@ from tdn_interop.transport.tunnel import ClientLeg, Leg
 
 T = TypeVar("T")
 CALL_S = 10.0
+# Tunnels that a neighbour may offer or keep over one link: twice of what any node takes. Beyond, it is not listened to.
+OPENINGS = 2048
 # A neighbour that vanishes without a word is noticed after 3.5 s (gRPC, doc/keepalive.md; of the two time limits
 # gRPC 1.85 looks at that for pings alone, others at the one for keep-alive).
 KEEPALIVE = (
@@ -94,6 +96,7 @@ class Link:
             lambda: Dialled(node, lambda: connect_tcp(host, port, CALL_S), dialler, KEEPALIVE), self._spawn
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._openings = asyncio.Semaphore(OPENINGS)
 
     async def start(self) -> None:
         """Dial and stay attached, as soon as the neighbour answers."""
@@ -177,6 +180,7 @@ class Link:
                 if path is None:  # a refused call has no path; reading it raises the refusal
                     await self.ask(_end(call))
                     guard("TDN-T-ENC-01").refuse(Reason.INVALID_REQUEST, f"{self.node} opened no tunnel")
+                relays = records_wire.decode_path(str(path))
         except TimeoutError:
             call.cancel()
             guard("TDN-T-DDL-02").refuse(
@@ -187,9 +191,7 @@ class Link:
         except BaseException:
             call.cancel()
             raise
-        return _Receipted(call, self, opening.tunnel_id, opened=True), tuple(
-            n for n in str(path).split(",") if n
-        )
+        return _Receipted(call, self, opening.tunnel_id, opened=True), relays
 
     async def join(self, join: Join) -> Leg | None:
         """Take or refuse a tunnel that waits there."""
@@ -297,7 +299,10 @@ class Link:
         try:
             async for response in call:
                 if response.HasField("opening"):
-                    self._spawn(self.on_opening(records_wire.opening_from_pb(response.opening)))
+                    opening = records_wire.opening_from_pb(response.opening)
+                    await self._openings.acquire()
+                    task = self._spawn(self.on_opening(opening))
+                    task.add_done_callback(lambda _: self._openings.release())
                 else:
                     if response.HasField("record"):
                         self.on_record(records_wire.signed_from_pb(response.record))
@@ -308,13 +313,14 @@ class Link:
         finally:
             call.cancel()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Awaitable[None]) -> asyncio.Task[None]:
         async def run() -> None:
             await work
 
         task = asyncio.create_task(run())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 class _Receipted(ClientLeg):

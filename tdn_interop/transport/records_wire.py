@@ -256,6 +256,13 @@ def decode_opening(data: bytes) -> Opening:
     return opening_from_pb(_parse(relay_service_pb2.TunnelOpening(), data))
 
 
+def decode_path(text: str) -> tuple[str, ...]:
+    """Parse and check the relays that a neighbour names: node ids between commas."""
+    names = text.split(",") if text else []
+    _check(len(names) <= MAX_HOPS, f"a tunnel passes at most {MAX_HOPS} relays")
+    return tuple(ids.node_id(name, PeerProtocolError) for name in names)
+
+
 def encode_join(join: Join) -> bytes:
     """Serialize."""
     message = relay_service_pb2.TunnelJoin(tunnel_id=join.tunnel_id, path=join.path, refusal=join.refusal)

@@ -56,14 +56,15 @@ def encode_status_list(found: StatusList) -> bytes:
     return message.SerializeToString(deterministic=True)
 
 
+def version(data: bytes) -> int:
+    """The version of a list, of which nothing else is checked."""
+    found: int = _parse(data).version
+    return found
+
+
 def decode_status_list(data: bytes) -> StatusList:
     """Parse and check: a top, and nodes below it in order, each one once."""
-    _check(len(data) <= MAX_LIST, "the status list is too long")
-    m = pb.StatusList()
-    try:
-        m.ParseFromString(data)
-    except DecodeError:
-        guard("TDN-T-ENC-01").refuse(Reason.INVALID_REQUEST, "not a StatusList")
+    m = _parse(data)
     top = ids.node_id(m.top, PeerProtocolError)
     _check(not ids.parent(top), f"{top} is no top")
     _check(m.version > 0 and m.issued_at_ms > 0, "the status list has no version or no time")
@@ -79,6 +80,16 @@ def decode_status_list(data: bytes) -> StatusList:
 def signed_list_from_pb(message: identity_pb2.Signed) -> Signed:
     """A signed list, which may be longer than other statements."""
     return records_wire.signed_from_pb(message, MAX_LIST)
+
+
+def _parse(data: bytes) -> pb.StatusList:
+    _check(len(data) <= MAX_LIST, "the status list is too long")
+    m = pb.StatusList()
+    try:
+        m.ParseFromString(data)
+    except DecodeError:
+        guard("TDN-T-ENC-01").refuse(Reason.INVALID_REQUEST, "not a StatusList")
+    return m
 
 
 def encode_order(order: Order) -> bytes:

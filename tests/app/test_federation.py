@@ -8,12 +8,16 @@ import datetime as dt
 
 import pytest
 
+from tdn_interop import identity
 from tdn_interop.app.data.table import CsvFormat
 from tdn_interop.app.evidence.bundle import verify
 from tdn_interop.app.federation import Federation, facts, federate, read_card, trusted_keys
+from tdn_interop.app.standing import Standing
 from tdn_interop.errors import ConfigError, Reason, TdnError
 from tdn_interop.transport import pki, trust_wire
-from tdn_interop.transport.trust_wire import TrustedTop
+from tdn_interop.transport.notices import TRUST_BUNDLE
+from tdn_interop.transport.trust import now_ms
+from tdn_interop.transport.trust_wire import TrustBundle, TrustedTop
 from tests.interop.forge import refusals, until
 from tests.mesh import Mesh
 
@@ -84,6 +88,7 @@ async def test_a_job_across_hierarchies_and_its_evidence(mesh):
     linked(mesh)
     await children(mesh)
     await met(mesh, version=2)
+    await until(lambda: node(mesh, CN).adjacency.links[HK].is_linked)
     for name, keys in ((BANK, range(40)), (CLINIC, range(30, 60))):
         file = mesh.folder / name / "keys.csv"
         file.write_text("".join(f"{line}\n" for line in ["id", *(f"k{key}" for key in keys)]))
@@ -141,6 +146,7 @@ async def test_strangers_until_both_agree_and_again_when_it_ends(mesh):
 
 async def test_a_new_root_of_one_top_reaches_the_other_hierarchy_over_their_link(mesh, monkeypatch):
     monkeypatch.setattr("tdn_interop.app.rollover.CHECK_S", 0.1)
+    monkeypatch.setattr("tdn_interop.app.federation.FOLLOW_S", 0.1)
     monkeypatch.setattr("tdn_interop.app.renewal.PAUSE_S", (0.05, 0.2))
     await federate(mesh.config(CN), mesh.config(HK))
     linked(mesh)
@@ -159,6 +165,23 @@ async def test_a_new_root_of_one_top_reaches_the_other_hierarchy_over_their_link
             with contextlib.suppress(TdnError):
                 await bank.pings.ping(CLINIC, 10)
                 break
+
+
+async def test_a_partner_with_ever_new_roots_does_not_keep_our_tree_busy(mesh):
+    await federate(mesh.config(CN), mesh.config(HK))
+    cn, key = (await mesh.start(CN)).mesh, Standing.load(mesh.config(HK)).key
+    before, said = cn.federation.bundle.version, []
+    for version in range(10, 20):
+        said.append(foreign(HK, key.public_key))
+        bundle = trust_wire.encode_bundle(TrustBundle(HK, version, now_ms(), (said[-1],)))
+        assert cn.notices.offer(TRUST_BUNDLE, key.sign(identity.TRUST_BUNDLE, bundle))
+    assert (cn.federation.bundle.version, cn.federation.bundle.tops[1]) == (before + 1, said[0])
+    cn.federation._follow_at = 0  # a minute later
+    cn.federation.follow()
+    assert (cn.federation.bundle.version, cn.federation.bundle.tops[1]) == (before + 2, said[-1])
+    cn.federation._follow_at = 0
+    cn.federation.follow()
+    assert cn.federation.bundle.version == before + 2
 
 
 async def test_what_was_agreed_survives_a_restart(mesh):

@@ -171,6 +171,35 @@ async def test_routes_that_a_hub_refuses(mesh, guest):
     assert record.identity_key == mesh.nodes[REGISTRY].mesh.standing.key.public_key
 
 
+@pytest.mark.parametrize("path", [("NOT A NODE",), ("", ""), (HUB_1,) * 17])
+async def test_relays_that_a_hub_invents(mesh, path):
+    airline, hub = mesh.nodes[AIRLINE].mesh, mesh.nodes[HUB_1].mesh
+
+    async def relay(_opening, _previous, _leg, ready):
+        await ready(path)
+
+    hub.tunnels.relay = relay
+    assert (await refusal(airline.tunnels.dial(RESEARCH, 5))).reason is Reason.INVALID_REQUEST
+
+
+async def test_a_hub_that_offers_tunnels_without_end_is_not_listened_to(mesh):
+    link, hub = mesh.nodes[AIRLINE].mesh.link, mesh.nodes[HUB_1].mesh
+    taken, go = [], asyncio.Event()
+
+    async def slow(offered):
+        taken.append(offered)
+        await go.wait()
+
+    link.on_opening, link._openings = slow, asyncio.Semaphore(8)
+    for _ in range(100):
+        hub.tunnels._below[AIRLINE].put_nowait(opening(source=RESEARCH, destination=AIRLINE))
+    await until(lambda: len(taken) == 8)
+    await mesh.nodes[AIRLINE].mesh.resolve(RESEARCH)  # the link is well, and whatever was offered has come
+    assert len(taken) == 8
+    go.set()
+    await until(lambda: len(taken) == 100)
+
+
 async def test_calls_to_the_parent_are_counted(mesh):
     node = mesh.nodes[AIRLINE].mesh
     await node.resolve(REGISTRY)

@@ -71,6 +71,16 @@ def test_who_is_on_the_list_is_refused_and_everybody_below(lists, clock):
     assert not lists.on_list(AIRLINE)
 
 
+def test_a_long_list_that_comes_again_is_not_read_again(lists, clock, monkeypatch):
+    """Anybody may offer a genuine old one as often as calls are taken; to read it takes a tenth of a second."""
+    take(lists, issue(CN, 7, clock(), [entry(HUB)]))
+    read = []
+    monkeypatch.setattr(wire, "decode_status_list", read.append)
+    assert lists.verify(issue(CN, 6, clock(), [])) == 6
+    assert lists.verify(issue(CN, 7, clock(), [])) == 7  # `Notices` refuses it: EQUIVOCATION
+    assert read == []
+
+
 def test_words_say_who_was_revoked(lists, clock):
     take(lists, issue(CN, 1, clock(), [entry(HUB)]))
     assert lists.refusal(HUB).message == f"{HUB} has been revoked"
