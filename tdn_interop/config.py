@@ -75,6 +75,7 @@ class Rates(_Section):
     hellos: float = Field(default=50, gt=0, le=1e6)
     attachments: float = Field(default=5, gt=0, le=1e6)
     enrolments: float = Field(default=5, gt=0, le=1e6)
+    letters: float = Field(default=10, gt=0, le=1e6)
     calls: float = Field(default=200, gt=0, le=1e6)
 
 

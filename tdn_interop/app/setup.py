@@ -93,6 +93,7 @@ idle_s = 120
 # hellos = 50
 # attachments = 5
 # enrolments = 5
+# letters = 10      # calls that leave up to 64 letters each
 # calls = 200
 """
 

@@ -89,6 +89,7 @@ _KINDS_OF_CALL = {
     "/tdn.transport.v1.RoutingService/Resolve": "resolves",
     "/tdn.transport.v1.ChannelService/Exchange": "hellos",
     "/tdn.transport.v1.EnrolmentService/Enrol": "enrolments",
+    "/tdn.app.v1.MailboxService/DepositLetters": "letters",
 }
 # A tunnel that is joined is one that we have offered: how many there are is not up to the node that joins.
 _JOINS = "tdn-tunnel-join-bin"

@@ -1,8 +1,12 @@
 """Nobody asks without end, and nobody is refused because somebody else does."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from tdn_interop import config
 from tdn_interop.errors import Reason, Refused
+from tdn_interop.transport import interceptors
 from tdn_interop.transport import rates as room
 from tdn_interop.transport.rates import Rate, Rates
 
@@ -76,3 +80,25 @@ def test_sources_are_forgotten_by_the_age_of_their_last_call(clock):
     assert len(rates._buckets["enrolments"]) == room.SOURCES
     refusal(rates, "enrolments", "address 0")  # it has asked again and again
     rates.take("enrolments", "address 1")  # nobody has heard of it for long
+
+
+async def test_each_class_of_calls_has_its_limit(clock):
+    """A letter costs its hub two events in the log and one may replace another without end, so they have their own."""
+    kinds = {kind for kind, _ in config.Rates()}
+    rates = Rates({kind: Rate(1, 1) for kind in kinds}, clock)
+    layer = interceptors.rated(rates, lambda peer: peer)
+    context = SimpleNamespace(peer=lambda: "bank.cn", invocation_metadata=tuple)
+    served = [
+        "/tdn.transport.v1.RelayService/Tunnel", "/tdn.transport.v1.RelayService/Attach",
+        "/tdn.transport.v1.RoutingService/Resolve", "/tdn.transport.v1.ChannelService/Exchange",
+        "/tdn.transport.v1.EnrolmentService/Enrol", "/tdn.app.v1.MailboxService/DepositLetters",
+        "/tdn.app.v1.MailboxService/FetchLetters",
+    ]  # fmt: skip
+    for path in served:  # one does not use up what another may
+        async with layer(interceptors.Call(path, (False, False), context)):
+            pass
+        with pytest.raises(Refused) as caught:
+            async with layer(interceptors.Call(path, (False, False), context)):
+                raise AssertionError("was let in")
+        assert caught.value.reason is Reason.RATE_LIMITED
+    assert len(kinds) == len(served)
