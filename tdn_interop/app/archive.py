@@ -184,7 +184,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes | Path) -> None:
 def _faults(path: Path) -> Iterator[None]:
     try:
         yield
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: extended headers with no numbers
         _gate.refuse(Reason.INPUT_INVALID, f"{path} is damaged or no backup: {error}", ConfigError)
     except OSError as error:
         _gate.refuse(Reason.INPUT_INVALID, f"{path}: {error.strerror or error}", ConfigError)

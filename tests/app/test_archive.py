@@ -128,6 +128,17 @@ def test_nothing_leaves_the_folder(tmp_path, member):
     assert refused(path, "") is Reason.INPUT_INVALID
 
 
+@pytest.mark.parametrize("name", ["GNU.sparse.major", "GNU.sparse.size", "GNU.sparse.map", "size"])
+@pytest.mark.parametrize("value", ["", "x", "0,1,2", "-1"])
+def test_extended_headers_that_make_no_sense(tmp_path, name, value):
+    path = tmp_path / "backup"
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        entry = tarfile.TarInfo("contents.json")
+        entry.pax_headers = {"GNU.sparse.size": "1", "GNU.sparse.minor": "0", name: value}
+        tar.addfile(entry, io.BytesIO(b""))
+    assert refused(path, "") is Reason.INPUT_INVALID
+
+
 def test_a_sparse_file_that_claims_more_than_it_brings(tmp_path):
     """1,024 bytes of archive for a petabyte of zeros, if it likes; here for 1 MiB, with a digest that fits."""
     path, size = tmp_path / "backup", 1 << 20
