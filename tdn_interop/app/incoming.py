@@ -36,6 +36,8 @@ from tdn_interop.transport.trust import now_ms
 
 _log = structlog.get_logger("tdn.transfer")
 SHORTEST_S, LONGEST_S = 1.0, 60.0
+# Between two attempts: what a sender that begins again and again keeps busy here has a limit.
+AGAIN_S = 0.1
 _DIGEST_BYTES = 32
 
 _parts = guard("TDN-T-CHK-02")
@@ -80,9 +82,10 @@ class Incoming(Moving[InRow]):
             if self.row.state == "RECEIVING":
                 await self._keep()  # before there is a part file: what no record knows, nobody sweeps
                 await self._receive()
-            await self._publish()
         except TdnError as error:
             await self._fail(error)
+        else:
+            await self._publish()
 
     async def _receive(self) -> None:
         """Attempt after attempt, until everything is on the disk and on record."""
@@ -92,9 +95,11 @@ class Incoming(Moving[InRow]):
             if surplus:
                 await self._keep(resent_bytes=self.row.resent_bytes + surplus)
             while not await self._took(part):
+                await asyncio.sleep(AGAIN_S)
                 await self._next_offer()
             await part.sync()
             sha256 = await part.sha256()
+            await part.check()
             await self._keep(state="COMPLETE", stored=self.row.size_bytes, sha256=sha256)
         finally:
             await part.close()

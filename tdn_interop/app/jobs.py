@@ -361,5 +361,6 @@ class Jobs:
 
     def _forget(self, job_id: str) -> None:
         self._parties.pop(job_id, None)
-        self._timers.pop(job_id, None)
+        if timer := self._timers.pop(job_id, None):
+            timer.cancel()
         del self._runs[job_id]

@@ -109,6 +109,13 @@ class Moving(abc.ABC, Generic[RowT]):
         self._work = asyncio.create_task(self._run())
         self._work.add_done_callback(self._stopped)
 
+    def revive(self) -> None:
+        """Go on after a break, when somebody asks for it again: on record it has not ended."""
+        work = self._work
+        if work and work.done() and not work.cancelled() and not self.row.ended_at_ms:
+            self.error = None
+            self.begin(self._ended)
+
     async def stop(self) -> None:
         """Leave it as it is on record: it goes on in another process."""
         if self._work:
@@ -225,8 +232,8 @@ class Moving(abc.ABC, Generic[RowT]):
     def _stopped(self, work: asyncio.Task[None]) -> None:
         if work.cancelled():
             return
-        self._ended()
         if not (defect := work.exception()):
+            self._ended()
             return
         _log.error("transfer broke", transfer=self.row.transfer_id, exc_info=defect)
         inner = TdnError(Reason.INTERNAL, f"the transfer broke: {type(defect).__name__}")

@@ -150,6 +150,7 @@ class Transfers:
         self._check_stays()
         async with self._opening:
             if outgoing := self._out.get(transfer_id):
+                outgoing.revive()
                 row = outgoing.row
             elif found := await self._means.store.run(lambda c: rows.get_out(c, transfer_id)):
                 row, outgoing = found, Outgoing(found, self._means)
@@ -172,6 +173,7 @@ class Transfers:
         self._check_stays()
         for incoming in self._in.values():
             if incoming.row.receive_id == receive_id:
+                incoming.revive()
                 return self._as_asked(incoming, topic, out)
         if found := await self._means.store.run(lambda c: rows.received_for(c, receive_id)):
             return self._as_asked(Incoming(found, self._means), topic, out)
@@ -283,6 +285,7 @@ class Transfers:
         try:
             known = await self._known(peer, offer)
             if incoming := self._in.get(offer.transfer_id):
+                incoming.revive()
                 incoming.offered(offer.attempt)
             elif known is None:
                 self._offers.put(Offered(peer, offer, asyncio.get_running_loop().time()))
@@ -301,8 +304,9 @@ class Transfers:
 
     def _refuse(self, peer: str, offer: wire.Offer, error: TdnError) -> None:
         self._on_refusal(error)
-        told = Failure.bare(error, self._means.me)
-        self._tell(peer, wire.Refusal(offer.transfer_id, offer.attempt, told))
+        if error.reason is not Reason.STORE_UNAVAILABLE:  # that passes, and the sender offers again
+            told = Failure.bare(error, self._means.me)
+            self._tell(peer, wire.Refusal(offer.transfer_id, offer.attempt, told))
 
     async def _known(self, peer: str, offer: wire.Offer) -> InRow | None:
         """The record of the transfer. Errors: IDENTITY_MISMATCH, KEY_CONFLICT."""

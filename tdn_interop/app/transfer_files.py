@@ -17,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
+
 from tdn_interop.errors import ConfigError, Reason, guard
 
+_log = structlog.get_logger("tdn.transfer")
 T = TypeVar("T")
 _HASH_BYTES = 1 << 20
 
@@ -136,9 +139,19 @@ class Part:
         """Of everything written."""
         return await _in(self._worker, self._digest.hexdigest)
 
+    async def check(self) -> None:
+        """Errors: CONFIG_INVALID unless the file has its name still."""
+        await _in(self._worker, self._check)
+
     async def close(self) -> None:
         """Let go of the file."""
         await asyncio.to_thread(self._close)
+
+    def _check(self) -> None:
+        with _writable(self._path):
+            same = os.path.samestat(os.lstat(self._path), os.fstat(self._file))
+        words = f"{self._path} was replaced while it was received"
+        _writes.check(same, Reason.CONFIG_INVALID, words, ConfigError)
 
     def _open(self, stored: int) -> int:
         with _writable(self._path):
@@ -204,7 +217,10 @@ def check_room(out: Path, size_bytes: int) -> None:
 def sweep(parts: Iterable[str]) -> None:
     """Remove part files that are of no use any more, if they are still there."""
     for part in parts:
-        Path(part).unlink(missing_ok=True)
+        try:
+            Path(part).unlink(missing_ok=True)
+        except OSError as error:  # its folder is not what it was
+            _log.warning("part file not removed", path=part, why=error.strerror)
 
 
 def publish(part: Path, out: Path) -> None:

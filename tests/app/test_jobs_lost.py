@@ -206,7 +206,7 @@ async def test_whoever_asks_about_an_ended_job_hears_its_verdict(mesh, monkeypat
     result(mesh, "done.csv")
     job_id = found[RESEARCH].job_id
     jobs = mesh.nodes[RESEARCH].jobs
-    await jobs._leave(jobs._runs.pop(job_id))
+    await jobs._leave(jobs._runs[job_id])
     monkeypatch.setattr(
         mesh.nodes[AIRLINE].jobs._runs[job_id], "receive", lambda message, _parcel: heard.append(message)
     )
