@@ -20,6 +20,7 @@ from tdn_interop.app.papers import Papers
 from tdn_interop.app.party import PartyState, PartyTask
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport.frame import Failure
+from tdn_interop.transport.records_wire import decode_signed
 from tdn_interop.transport.trust import now_ms
 
 TO_PARTY = (
@@ -52,6 +53,7 @@ class JobCase(JobLoop):
         self.noted = ("", "")  # the states that the evidence log knows
         self.written = 0  # entries of the journal
         self.leaving = False  # the end has been noticed
+        self.attested = False  # by this node
         self.recording = asyncio.Lock()
         self._left: list[Asked] = []  # by an earlier process
         self._failure: Failure | None = None  # in the words that everybody hears
@@ -63,6 +65,12 @@ class JobCase(JobLoop):
     def over(self) -> bool:
         """True when the job has ended here; only evidence may still come."""
         return self.ended_at_ms > 0
+
+    @property
+    def proven(self) -> bool:
+        """True when the verdict is here and nothing is missing of its evidence, as far as this node makes it."""
+        whole = self.job is None or self.papers.bundle is not None
+        return self.papers.verdict is not None and self.attested and whole
 
     @property
     def failure(self) -> Failure | None:
@@ -93,6 +101,8 @@ class JobCase(JobLoop):
         if self.job:
             machines[journal.JOB] = self.job
         self._left = replay(past, machines, self._recall)
+        if past.verdict_index is not None and past.row.verdict:
+            self.papers.verdict = decode_signed(past.row.verdict)  # accepted, whether attested or not
         self._work.recall(self.part, past.row.facts)
 
     def salvage(self, past: Past, error: TdnError) -> None:
@@ -145,6 +155,8 @@ class JobCase(JobLoop):
         if isinstance(event, Message) and not isinstance(event, TO_PARTY):
             self.papers.keep(event)
         match event:
+            case steps.VerdictAccepted():
+                self.attested = True
             case words.Abort(failure=failure) | words.Fail(failure=failure) | words.Refusal(failure=failure):
                 self._failure = self._failure or failure
             case (

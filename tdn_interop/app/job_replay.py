@@ -76,7 +76,7 @@ def replay(
     left: list[Asked] = []
     for index, row in enumerate(past.events):
         entry = journal.decode(row)
-        machine = machines[entry.machine]
+        machine = machines.get(entry.machine) or journal.broken(row.job_id, index)
         before = machine.taken
         try:
             effects = machine.step(entry.event)

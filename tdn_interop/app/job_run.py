@@ -206,7 +206,7 @@ class JobRun(JobCase):
 
     def _make_bundle(self) -> None:
         """With every attestation, or with those there are when time is up."""
-        if self.over:
+        if self.papers.bundle:
             return
         try:
             self.papers.make_bundle()

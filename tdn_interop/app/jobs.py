@@ -39,6 +39,8 @@ _log = structlog.get_logger("tdn.jobs")
 # Jobs that one coordinator may have open at this node.
 MAX_OPEN = 64
 BUNDLE_S = 30.0
+# A verdict that could not be attested is tried again after so long.
+ATTEST_AGAIN_S = 300.0
 # A message that meets a database that fails is taken again after so long.
 AGAIN_S = 0.5
 
@@ -354,10 +356,23 @@ class Jobs:
                 return
             self._forget(job_id)
             await run.close()
-            if run.papers.verdict:  # without one, a late one is still taken
+            if run.proven:  # if not, a late verdict or attestation is still taken
                 await self._records.close(job_id)
+            elif run.papers.verdict and not run.attested:
+                loop = asyncio.get_running_loop()
+                self._timers[job_id] = loop.call_later(ATTEST_AGAIN_S, self._attest_late, job_id)
         for parcel in run.undone():
             await self._arrived(parcel)
+
+    def _attest_late(self, job_id: str) -> None:
+        self._mesh.spawn(self._attesting(job_id))
+
+    async def _attesting(self, job_id: str) -> None:
+        """The hub was away when the verdict was to be attested: try again."""
+        async with self._opening:
+            past = await self._records.past(job_id)
+            if job_id not in self._runs and past and past.events:
+                self._resume(past)
 
     def _forget(self, job_id: str) -> None:
         self._parties.pop(job_id, None)

@@ -4,13 +4,14 @@ import asyncio
 
 import pytest
 import pytest_asyncio
+import tenacity
 from structlog.testing import capture_logs
 
 from tdn_interop.app import job_protocol as words
 from tdn_interop.app import job_run
 from tdn_interop.app import jobs as engine
 from tdn_interop.errors import Reason, TdnError, Unavailable
-from tests.app.job_mesh import ends, flow, job_mesh, left_behind, open_jobs
+from tests.app.job_mesh import ends, flow, job_mesh, left_behind, open_jobs, proven
 from tests.app.test_jobs import crash
 from tests.mesh import AIRLINE, RESEARCH
 
@@ -55,6 +56,18 @@ async def gone(mesh, node, job_id):
             await asyncio.sleep(0.01)
 
 
+def leaving(mesh, node, monkeypatch):
+    """An event: `node` has tried to let go of a job."""
+    left, leave = asyncio.Event(), mesh.nodes[node].jobs._leave
+
+    async def leaves(run):
+        await leave(run)
+        left.set()
+
+    monkeypatch.setattr(mesh.nodes[node].jobs, "_leave", leaves)
+    return left
+
+
 def hears_the_end(run):
     return any(isinstance(entry.event, words.Conclude) for entry in run.pending.entries)
 
@@ -65,14 +78,7 @@ def hears_the_end(run):
 async def test_a_verdict_that_cannot_be_recorded_for_long(mesh, monkeypatch, when, node, killed):
     """The journal and the parcel with the verdict stay until the record holds it."""
     on = failing(mesh, node, monkeypatch, when)
-    left = asyncio.Event()
-    leave = mesh.nodes[node].jobs._leave
-
-    async def leaving(run):
-        await leave(run)
-        left.set()
-
-    monkeypatch.setattr(mesh.nodes[node].jobs, "_leave", leaving)
+    left = leaving(mesh, node, monkeypatch)
     job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path="late.csv"))
     async with asyncio.timeout(30):
         await left.wait()
@@ -129,3 +135,63 @@ async def test_a_job_that_was_never_recorded_is_none(mesh, monkeypatch):
         await jobs.run(flow())
     assert error.value.reason is Reason.STORE_UNAVAILABLE
     assert set(jobs._runs) <= before
+
+
+async def bundle(mesh, job_id):
+    """The verified bundle of a job, when there is one."""
+    async with asyncio.timeout(20):
+        while not (row := await mesh.nodes[RESEARCH].jobs.find(job_id)).bundle:
+            await asyncio.sleep(0.01)
+    return await proven(mesh, row)
+
+
+async def test_a_party_that_hears_the_verdict_late_still_attests_it(mesh, monkeypatch):
+    """It was away when the job ended; the bundle is made all the same."""
+    left, stopped = leaving(mesh, RESEARCH, monkeypatch), asyncio.Event()
+    monkeypatch.setattr(mesh.nodes[AIRLINE].jobs._records, "write", stopping(mesh, AIRLINE, stopped))
+    job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path="late.csv"))
+    async with asyncio.timeout(30):
+        await stopped.wait()
+        await crash(mesh, AIRLINE)
+        await left.wait()
+    assert not (await mesh.nodes[RESEARCH].jobs.find(job_id)).bundle
+    await mesh.start(AIRLINE)
+    assert AIRLINE in {party.node for party in (await bundle(mesh, job_id)).parties}
+    for node in mesh.nodes:
+        if hasattr(mesh.nodes[node], "jobs"):
+            await gone(mesh, node, job_id)
+    (mesh.folder / RESEARCH / "results" / "late.csv").unlink()
+
+
+def stopping(mesh, node, stopped):
+    """Records of a node that goes no further when it hears how its job has ended."""
+    real = mesh.nodes[node].jobs._records.write
+
+    async def write(run):
+        if hears_the_end(run):
+            stopped.set()
+            await asyncio.Event().wait()
+        await real(run)
+
+    return write
+
+
+@pytest.mark.parametrize("node", [AIRLINE, RESEARCH])
+async def test_a_hub_that_is_away_for_long_delays_the_evidence(mesh, monkeypatch, node):
+    left, anchoring = leaving(mesh, node, monkeypatch), mesh.nodes[node].mesh.anchoring
+    monkeypatch.setattr(engine, "ATTEST_AGAIN_S", 0.3)
+    monkeypatch.setattr(job_run.JobRun._attest.retry, "stop", tenacity.stop_after_attempt(1))
+
+    async def attest(_index):
+        raise Unavailable(Reason.UNREACHABLE, "the hub is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(anchoring, "attest", attest)
+        job_id = await mesh.nodes[RESEARCH].jobs.run(flow(path="late.csv"))
+        found = await ends(mesh, job_id)
+        async with asyncio.timeout(30):
+            await left.wait()
+    assert not (await mesh.nodes[RESEARCH].jobs.find(job_id)).bundle
+    assert {row.state for row in found.values()} == {"SUCCEEDED"}
+    assert node in {party.node for party in (await bundle(mesh, job_id)).parties}
+    (mesh.folder / RESEARCH / "results" / "late.csv").unlink()

@@ -218,8 +218,8 @@ async def test_whoever_asks_about_an_ended_job_hears_its_verdict(mesh, monkeypat
     assert heard[0].verdict == decode_signed(found[RESEARCH].verdict)
 
 
-def damage(mesh, node, job_id):
-    """Change a byte of the journal of a node that does not run."""
+def damage(mesh, node, job_id, **changes):
+    """Change an entry of the journal of a node that does not run."""
     store = Store.open(mesh.config(node).database_url)
     e = tables.job_events.c
 
@@ -227,17 +227,18 @@ def damage(mesh, node, job_id):
         found = rows.events(connection, job_id)
         row = found[len(found) // 2]
         here = (e.job_id == job_id) & (e.idx == row.idx)
-        connection.execute(tables.job_events.update().where(here), {"body": b"\xff"})
+        connection.execute(tables.job_events.update().where(here), changes or {"body": b"\xff"})
 
     store._worker.submit(store._transact, write).result()
     store.close()
 
 
-@pytest.mark.parametrize("node", PARTIES)
-async def test_a_journal_that_is_damaged(mesh, monkeypatch, node):
+@pytest.mark.parametrize("changes", [{}, {"machine": "job"}, {"kind": "Begun"}, {"at_ms": 0, "idx": 999}])
+@pytest.mark.parametrize("node", [AIRLINE, RESEARCH])
+async def test_a_journal_that_is_damaged(mesh, monkeypatch, node, changes):
     """The job fails everywhere with one verdict, and says why."""
     async with node_lost(mesh, monkeypatch, node, lease_s=20, run_s=60) as job_id:
-        damage(mesh, node, job_id)
+        damage(mesh, node, job_id, **changes)
         await mesh.start(node)
         found = await ends(mesh, job_id)
     assert reasons(found) == {("FAILED", "JOURNAL_BROKEN", node)}
