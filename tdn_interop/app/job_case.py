@@ -35,6 +35,9 @@ TO_PARTY = (
 # What a party does while it may expect to hear from its coordinator within a lease.
 _HURRIES = {PartyState.RESERVED, PartyState.READY, PartyState.RUNNING, PartyState.LOST, PartyState.COMPUTED}
 
+# Others may have begun the next epoch while this party does not know yet that it has started.
+_STARTED_NEXT = {PartyState.RESERVED, PartyState.READY}
+
 
 class JobCase(JobLoop):
     """The state of one job on one node; what it does, a subclass says."""
@@ -56,6 +59,7 @@ class JobCase(JobLoop):
         self.attested = False  # by this node
         self.recording = asyncio.Lock()
         self._left: list[Asked] = []  # by an earlier process
+        self._bereft = 0  # the epoch of which an earlier process may have had messages
         self._failure: Failure | None = None  # in the words that everybody hears
         self._own: Failure | None = None  # the first that happened here, in full
         self._mesh = mesh
@@ -101,6 +105,8 @@ class JobCase(JobLoop):
         if self.job:
             machines[journal.JOB] = self.job
         self._left = replay(past, machines, self._recall)
+        if self.party.state in _STARTED_NEXT:
+            self._bereft = self.party.epoch + 1
         if past.verdict_index is not None and past.row.verdict:
             self.papers.verdict = decode_signed(past.row.verdict)  # accepted, whether attested or not
         self._work.recall(self.part, past.row.facts)

@@ -107,7 +107,7 @@ class JobRun(JobCase):
             )
             self._approve("human")
         else:
-            failure = Failure(Reason.APPROVAL_REFUSED, comment or "no comment", self._mesh.me)
+            failure = Failure(Reason.APPROVAL_REFUSED, comment or "refused without a comment", self._mesh.me)
             self.feed(self.party, steps.Declined(failure))
 
     def cancel(self, comment: str) -> None:
@@ -174,6 +174,8 @@ class JobRun(JobCase):
                 self._check_agreement(agreement, records)
             case steps.LoadInput():
                 self._working(self._load)
+            case steps.RunTask(epoch=epoch) if epoch == self._bereft:
+                self.feed(self.party, steps.RunInterrupted(epoch))
             case steps.RunTask(epoch=epoch):
                 self._working(self._run, epoch)
             case steps.DeliverResult():

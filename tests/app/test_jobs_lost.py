@@ -12,8 +12,9 @@ from tdn_interop.app.driver import Interruption
 from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.statements import VERDICT_KIND, Outcome
 from tdn_interop.app.flow import check_limits, flow_from_toml
-from tdn_interop.app.job_protocol import Computed
-from tdn_interop.app.job_wire import encode_message
+from tdn_interop.app.job_protocol import Computed, Start
+from tdn_interop.app.job_wire import decode_message, encode_message
+from tdn_interop.app.party import PartyState
 from tdn_interop.app.store import jobs as rows
 from tdn_interop.app.store import tables
 from tdn_interop.app.store.engine import Store
@@ -109,6 +110,37 @@ async def test_a_node_that_comes_back_within_its_lease(mesh, monkeypatch, node):
         noted = [event for _, event in await mesh.nodes[other].jobs._records._log.about(job_id)]
         assert [event.facts for event in noted if event.kind == VERDICT_KIND] == [{"outcome": "SUCCEEDED"}]
     result(mesh, "again.csv")
+
+
+async def test_a_node_that_dies_before_it_hears_of_the_start(mesh, monkeypatch):
+    """What the others have sent for the epoch has died with it: it must not wait for that."""
+    jobs, met = mesh.nodes[RESEARCH].jobs, asyncio.Event()
+    real = mesh.nodes[RESEARCH].mesh.post.consumer
+
+    async def deaf(parcel):
+        if isinstance(decode_message(parcel.peer, parcel.body)[1], Start):
+            met.set()
+            await asyncio.Event().wait()
+        await real(parcel)
+
+    monkeypatch.setattr(mesh.nodes[RESEARCH].mesh.post, "consumer", deaf)
+    job_id = await mesh.nodes[AIRLINE].jobs.run(flow(path="early.csv", run_s=60, step_s=60))
+    async with asyncio.timeout(20):
+        await met.wait()
+        while not any(topic.startswith(f"task/{job_id}") for topic in waiting(mesh, RESEARCH)):
+            await asyncio.sleep(0.01)
+    assert jobs._runs[job_id].party.state is PartyState.READY
+    await crash(mesh, RESEARCH)
+    await mesh.start(RESEARCH)
+    async with asyncio.timeout(40):
+        found = await ends(mesh, job_id)
+    assert {row.state for row in found.values()} == {"SUCCEEDED"}
+    result(mesh, "early.csv")
+
+
+def waiting(mesh, node):
+    """Topics on which something has arrived that nobody has read."""
+    return [topic for topic, queue in mesh.nodes[node].mesh.channels._inbox._queues.items() if queue]
 
 
 async def test_a_session_that_fails_under_a_run(mesh, monkeypatch):
