@@ -11,7 +11,13 @@ from grpc_status import rpc_status
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2_grpc as services
-from tdn_interop._pb.tdn.app.v1 import drain_pb2, mailbox_service_pb2, snapshot_pb2, trust_service_pb2_grpc
+from tdn_interop._pb.tdn.app.v1 import (
+    drain_pb2,
+    mailbox_service_pb2,
+    routes_pb2,
+    snapshot_pb2,
+    trust_service_pb2_grpc,
+)
 from tdn_interop._pb.tdn.common.v1.failure_pb2 import Failure
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tdn_interop.config import control_socket, load_config, runtime_dir
@@ -26,6 +32,17 @@ SHA = "ab" * 32
 FLOW = 'name = "overlap"\n'
 FLOW_JSON = '{"name":"overlap","tasks":[{"inputs":[{"party":"bank-a.cn","resource":"bank-a.cn/loans","keys":["phone"]}]}]}'
 
+ROUTES = routes_pb2.ListRoutesResponse(
+    links=[
+        routes_pb2.NeighbourLink(node="cn", kept_by="ours", linked=True),
+        routes_pb2.NeighbourLink(node="hub-b.cn", kept_by="theirs", linked=False),
+    ],
+    routes=[
+        routes_pb2.RouteEntry(
+            prefix="hub-c.cn", next="cn", path=["cn", "hub-c.cn"], state="used", age_ms=12_000, expires_at_ms=1_700_000_060_000
+        )
+    ],
+)  # fmt: skip
 RESOURCE = pb.Resource(
     id="bank-a.cn/loans@1", path="/data/loans.csv", format=pb.CsvFormat(encoding="utf-8", delimiter=","),
     columns=["phone", "amount"], keys=["phone"], rows=1200, bytes=34567, sha256=SHA,
@@ -100,6 +117,7 @@ TRANSFER = pb.FileTransfer(
     transfer_id=JOB, direction="in", peer="bank-b.cn", topic="files/march", path="/data/new.zip", state="RECEIVING",
     total_bytes=1000, stored_bytes=400, created_at_ms=1_700_000_000_000,
 )  # fmt: skip
+LOST = pb.FileTransfer(transfer_id=SHA[:32], state="FAILED", failure=Failure(reason="NO_ROUTE"))
 
 
 class FakeNode(services.NodeControlServiceServicer):
@@ -112,6 +130,7 @@ class FakeNode(services.NodeControlServiceServicer):
         self.jobs = [DONE, job()]
         self.remaining = [(1, 9.5, False), (0, 8.5, True)]
         self.transfer = [(0, False), (400, False), (1000, True)]
+        self.transfers = [TRANSFER]
         self.deaths = 0
         self.gone = False
         self.hang = threading.Event()  # set by a test that wants WatchJob to wait for the end of its caller
@@ -227,7 +246,7 @@ class FakeNode(services.NodeControlServiceServicer):
 
     def ListTransfers(self, request, context):
         self._note(request, context)
-        return pb.ListTransfersResponse(transfers=[TRANSFER])
+        return pb.ListTransfersResponse(transfers=self.transfers)
 
     def ListMailboxes(self, request, context):
         self._note(request, context)
@@ -235,6 +254,10 @@ class FakeNode(services.NodeControlServiceServicer):
             node_id="bank-b.cn", letters=3, bytes=4711, oldest_at_ms=1_700_000_000_000
         )
         return mailbox_service_pb2.ListMailboxesResponse(mailboxes=[box])
+
+    def ListRoutes(self, request, context):
+        self._note(request, context)
+        return ROUTES
 
     def CancelTransfer(self, request, context):
         self._note(request, context)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from tdn_interop._pb.tdn.app.v1 import control_service_pb2 as pb
+from tdn_interop._pb.tdn.app.v1 import routes_pb2
 from tdn_interop._pb.tdn.common.v1.identity_pb2 import Role
 from tests.app.cli import fake
 from tests.app.cli.fake import JOB, SHA
@@ -66,6 +67,20 @@ CASES = [
     ),
     Case("route lookup bank-b.cn", pb.LookupRouteRequest(name="bank-b.cn"), ROUTE, ["bank-b.cn", SHA]),
     Case("route lookup bank-b.cn/loans", pb.LookupRouteRequest(name="bank-b.cn/loans"), ROUTE, ["bank-b.cn"]),
+    Case(
+        "route show", routes_pb2.ListRoutesRequest(),
+        {
+            "links": [
+                {"node": "cn", "kept_by": "ours", "linked": True},
+                {"node": "hub-b.cn", "kept_by": "theirs", "linked": False},
+            ],
+            "routes": [{
+                "prefix": "hub-c.cn", "next": "cn", "path": ["cn", "hub-c.cn"], "state": "used", "age_ms": 12000,
+                "expires_at_ms": 1_700_000_060_000,
+            }],
+        },
+        ["hub-b.cn", "theirs", "hub-c.cn", "used", "12 s"],
+    ),
     Case(
         "resource register data/loans.csv --name loans --key phone --key amount --encoding gbk --delimiter ;",
         pb.RegisterResourceRequest(
