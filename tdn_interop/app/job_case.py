@@ -35,9 +35,6 @@ TO_PARTY = (
 # What a party does while it may expect to hear from its coordinator within a lease.
 _HURRIES = {PartyState.RESERVED, PartyState.READY, PartyState.RUNNING, PartyState.LOST, PartyState.COMPUTED}
 
-# Others may have begun the next epoch while this party does not know yet that it has started.
-_STARTED_NEXT = {PartyState.RESERVED, PartyState.READY}
-
 
 class JobCase(JobLoop):
     """The state of one job on one node; what it does, a subclass says."""
@@ -105,7 +102,9 @@ class JobCase(JobLoop):
         if self.job:
             machines[journal.JOB] = self.job
         self._left = replay(past, machines, self._recall)
-        if self.party.state in _STARTED_NEXT:
+        if (
+            self.party.state is PartyState.READY
+        ):  # others may have begun what it does not know to have started
             self._bereft = self.party.epoch + 1
         if past.verdict_index is not None and past.row.verdict:
             self.papers.verdict = decode_signed(past.row.verdict)  # accepted, whether attested or not

@@ -237,6 +237,9 @@ def publish(part: Path, out: Path) -> None:
             ours = out.exists() and out.samefile(part)
             words = f"{out} exists; nothing was overwritten, the file is whole in {part}"
             _writes.check(ours, Reason.OUTPUT_EXISTS, words, ConfigError)
+        except OSError as error:  # a file system without links, or a name that cannot be
+            words = f"{out} cannot be written: {error.strerror}; the file is whole in {part}"
+            _writes.refuse(Reason.CONFIG_INVALID, words, ConfigError)
         part.unlink()
         _sync_folder(out.parent)
 

@@ -96,6 +96,22 @@ def test_a_name_that_is_taken_stays(tmp_path):
     assert (part.read_bytes(), out.read_bytes()) == (b"whole", b"mine")
 
 
+def test_a_file_system_that_gives_no_second_name(tmp_path, monkeypatch):
+    """What has come is not lost, and the owner hears where it is."""
+    part = tmp_path / ".part"
+    part.write_bytes(b"whole")
+
+    def link(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(TdnError) as error:
+        files.publish(part, tmp_path / "got")
+    assert error.value.reason is Reason.CONFIG_INVALID
+    assert str(part) in error.value.message
+    assert part.read_bytes() == b"whole"
+
+
 def source_of(path):
     return Source(path, files.shape(path))
 
