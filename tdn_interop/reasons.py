@@ -137,9 +137,9 @@ class Reason(enum.Enum):
     INVALID_REQUEST = _row(25, "INVALID_ARGUMENT", _B.REQUESTER, _R.NO, 6,
         "A message is malformed.", "消息格式不正确。",
         "Correct the field that the message names.", "请修正消息中指出的字段。")
-    ABANDONED = _row(26, "CANCELLED", _B.PEER, _R.LATER, 4,
-        "The other side has given up before the end.", "对方在完成之前已放弃。",
-        "Ask its operator why, and start again.", "请向其运营方了解原因后重新开始。")
+    ABANDONED = _row(26, "CANCELLED", _B.NOBODY, _R.LATER, 4,
+        "It was given up before the end.", "在完成之前已被放弃。",
+        "If another node gave it up, ask its operator why; then start again.", "若由其他节点放弃，请向其运营方了解原因；然后重新开始。")
     KEY_CONFLICT = _row(27, "ALREADY_EXISTS", _B.PEER, _R.NO, 6,
         "The same id stands for something else already; the first stays.", "该标识已对应其他内容，以先到者为准。",
         "Start again: every command takes a fresh id.", "请重新执行命令，系统会使用新的标识。")
@@ -203,7 +203,7 @@ class Reason(enum.Enum):
         "List the jobs: tdn job ls.", "查看作业列表：tdn job ls。")
     STATE_CONFLICT = _row(62, "FAILED_PRECONDITION", _B.REQUESTER, _R.NO, 5,
         "The object is not in a state in which this is possible.", "当前状态不允许该操作。",
-        "Look at its state: tdn job show JOB.", "请查看其状态：tdn job show JOB。")
+        "Look at the state that the message names; of a job: tdn job show JOB.", "请查看消息所指对象的状态；作业可用 tdn job show JOB 查看。")
     STALE = _row(63, "FAILED_PRECONDITION", _B.PEER, _R.NO, 6,
         "The message belongs to an older epoch.", "消息属于较旧的轮次。",
         "Nothing to do: the newer run goes on.", "无需处理，新一轮仍在进行。")
@@ -226,8 +226,8 @@ class Reason(enum.Enum):
         "Something else has this name already.", "该名称已被占用。",
         "Choose another name.", "请更换名称。")
     INPUT_INVALID = _row(70, "INVALID_ARGUMENT", _B.OPERATOR, _R.NO, 3,
-        "The file cannot be read as declared.", "文件无法按声明的格式读取。",
-        "Check path, encoding, delimiter and column names.", "请检查路径、编码、分隔符和列名。")
+        "A file cannot be used as it was given.", "文件无法按指定方式使用。",
+        "Correct what the message names; for a table check encoding, delimiter and column names, too.", "请修正消息所指的问题；若为数据表，请一并检查编码、分隔符和列名。")
     EMPTY_SET = _row(71, "FAILED_PRECONDITION", _B.OPERATOR, _R.NO, 3,
         "An input has no usable row.", "输入中没有可用的行。",
         "Check the key columns; an empty key is not usable.", "请检查键列；空键不可用。")
@@ -240,6 +240,9 @@ class Reason(enum.Enum):
     JOB_CANCELLED = _row(74, "CANCELLED", _B.NOBODY, _R.NO, 1,
         "The job was cancelled.", "作业已取消。",
         "Run it again when everybody agrees.", "各方同意后可重新运行。")
+    TRANSFER_UNKNOWN = _row(75, "NOT_FOUND", _B.REQUESTER, _R.NO, 3,
+        "There is no such transfer on this node, or it has ended.", "本节点没有该传输，或该传输已结束。",
+        "List the transfers: tdn channel ls.", "查看传输列表：tdn channel ls。")
     # -- evidence
     EVIDENCE_BROKEN = _row(80, "DATA_LOSS", _B.RESPONDER, _R.NO, 1,
         "The evidence does not prove what it claims.", "存证无法证明其声称的内容。",

@@ -278,5 +278,5 @@ def _opened(file: BinaryIO, passphrase: str, path: Path) -> BinaryIO | _Unsealin
     if not header.startswith(_MAGIC):
         file.seek(0)
         return file
-    _gate.check(passphrase, Reason.INPUT_INVALID, f"{path} is encrypted: --passphrase-file", ConfigError)
+    _gate.check(passphrase, Reason.INPUT_INVALID, f"{path} is encrypted; it takes --passphrase-file", ConfigError)
     return _Unsealing(file, _Cipher(header, passphrase), path)

@@ -288,7 +288,7 @@ class Job(JobMachine):
 
     def _cancel(self, event: Cancel) -> Iterator[Effect]:
         """Abort everywhere as CANCELLED."""
-        failure = Failure(Reason.JOB_CANCELLED, event.comment or "no comment", event.sender)
+        failure = Failure(Reason.JOB_CANCELLED, event.comment or "cancelled without a comment", event.sender)
         yield from self._abort(Outcome.CANCELLED, failure)
 
     def _lose(self, event: PartyLost) -> Iterator[Effect]:

@@ -124,9 +124,14 @@ class Revoking:
         """What this node may revoke: a hub what is directly below it, a top anybody of its tree."""
         gate, me = guard("TDN-T-IDN-10"), self._key.node
         ours = ids.is_below(node, me) if self._is_top else ids.parent(node) == me
-        gate.check(ours, Reason.POLICY_DENIED, f"{me} cannot revoke {node}", Refused)
+        words = f"{me} revokes {self._who()}; not {node}"
+        gate.check(ours, Reason.POLICY_DENIED, words, Refused)
         known = await self._register.record(node)
         gate.check(known is not None, Reason.POLICY_DENIED, f"{node} has never been a member", Refused)
+
+    def _who(self) -> str:
+        """Whom this node may revoke, in words."""
+        return "whoever is below it" if self._is_top else "its own members; the top revokes others"
 
     async def _decide(self, row: RevokedRow) -> None:
         async with self._one:

@@ -135,11 +135,11 @@ class Transfers:
         return sorted(await self._means.store.run(both), key=lambda row: -row.created_at_ms)
 
     async def cancel(self, start: str) -> None:
-        """Give up the transfer whose id starts so. Errors: INVALID_REQUEST unless there is one that goes on."""
+        """Give up the transfer whose id starts so. Errors: TRANSFER_UNKNOWN unless one goes on."""
         found = [moving for moving in self._moving() if moving.row.transfer_id.startswith(start)]
         words = f"{len(found)} transfers that go on have an id that starts with {start[:40]!r}"
         guard("TDN-X-CLI-01").check(
-            start and len(found) == 1, Reason.INVALID_REQUEST, words, LocalProtocolError
+            start and len(found) == 1, Reason.TRANSFER_UNKNOWN, words, LocalProtocolError
         )
         await found[0].give_up(_given_up())
 

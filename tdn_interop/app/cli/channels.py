@@ -68,7 +68,7 @@ def ls(context: typer.Context) -> None:
     tdn.output.data(
         tdn.ask(lambda node: node.transfers()),
         lambda found: tdn.output.table(
-            [each | {"transfer_id": each["transfer_id"][:SHORT_ID]} for each in found["transfers"]],
+            [_row(each) for each in found["transfers"]],
             _COLUMNS,
             lambda each: each["failure"] is not None,
         ),
@@ -86,6 +86,13 @@ def cancel(
     tdn = invocation(context)
     tdn.ask(lambda node: node.cancel_transfer(transfer))
     tdn.output.data({"transfer_id": transfer}, lambda _: tdn.output.note("transfer_given_up"))
+
+
+def _row(transfer: Document) -> Document:
+    """In a table: a short id, and of a failure its reason."""
+    failure = transfer["failure"]
+    state = f"{transfer['state']} {failure['reason']}" if failure else transfer["state"]
+    return transfer | {"transfer_id": transfer["transfer_id"][:SHORT_ID], "state": state}
 
 
 def _transfer(tdn: Invocation, verb: str, counter: str, question: Question, patience_s: float) -> None:

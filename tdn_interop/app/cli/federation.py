@@ -12,6 +12,8 @@ from tdn_interop.app.cli import arguments
 from tdn_interop.app.cli.invocation import invocation, read_file
 
 _TOP = ["top", "identity_sha256", "root_sha256"]
+# A card is longer: it holds a certificate and signatures.
+_LONGEST_PATH = 255
 _Top = Annotated[
     str,
     typer.Argument(metavar="TOP", callback=arguments.usage(ids.node_id), help="Node id of the other top."),
@@ -35,13 +37,13 @@ def federate(
     from tdn_interop.app.federation import fingerprints, read_card  # noqa: PLC0415  loads the cryptography
 
     tdn = invocation(context)
-    card = read_file(Path(text)).decode("utf-8", "replace") if Path(text[:255]).is_file() else text
+    card = text if len(text) > _LONGEST_PATH else read_file(Path(text)).decode("utf-8", "replace")
     other = read_card(card)
     identity_sha256, roots = fingerprints(other)
     shown = {"top": other.top, "identity_sha256": identity_sha256, "root_sha256": roots}
     if not yes:
         for name, value in shown.items():
-            typer.echo(f"{tdn.output.words.label(name)}: {value}", err=True)
+            typer.echo(f"{tdn.output.words.label(name)}: {tdn.output.text(name, value)}", err=True)
         typer.confirm(tdn.output.words.say("federate_ask", top=other.top), abort=True, err=True)
     tdn.ask(lambda node: node.trust.federate(card))
     tdn.output.data(shown)

@@ -18,11 +18,11 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import (
     BarColumn,
-    DownloadColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -37,6 +37,16 @@ _UNLIMITED = 100_000
 # Metadata of an error that another node has noticed: whose operator is meant, depends on it.
 NOTICED_BY = "noticed_by"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+class _Moved(ProgressColumn):
+    """What is there, of how much, and how fast; in the units of everything else."""
+
+    def render(self, task: Task) -> Text:
+        """`12.0 MiB of 1.0 GiB  3.1 MiB/s`; only what is known."""
+        size = "" if task.total is None else f"{_size(int(task.completed))} / {_size(int(task.total))}"
+        speed = task.finished_speed or task.speed
+        return Text(f"{size}  {_size(int(speed))}/s" if speed else size)
 
 
 class Output:
@@ -91,7 +101,7 @@ class Output:
         for row in rows:
             style = "red" if bad and bad(row) else ""
             cells = (
-                Text(_minute(row[name])) if name.endswith("_at_ms") else self._cell(name, row[name])
+                Text(_minute(row[name])) if name.endswith("at_ms") else self._cell(name, row[name])
                 for name in columns
             )
             table.add_row(*cells, style=style)
@@ -105,6 +115,11 @@ class Output:
     def on_terminal(self) -> bool:
         """True when data goes to a terminal and not to a program."""
         return self._out.is_terminal and not self.as_json
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal; without one, more than anything needs."""
+        return self._out.width
 
     @contextlib.contextmanager
     def screen(self) -> Iterator[Callable[[RenderableType], None]]:
@@ -156,11 +171,11 @@ class Output:
 
         Only on a terminal, and not under NO_COLOR or CI.
         """
-        columns = BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()
+        columns = BarColumn(), _Moved(), TimeRemainingColumn()
         label = TextColumn("{task.description}", markup=False)
         with Progress(label, *columns, console=self._err, disable=not self._lively()) as progress:
             task = progress.add_task(self.words.say(key), total=None)
-            yield lambda done, total: progress.update(task, completed=done, total=total)
+            yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[Callable[[str, float], None]]:
@@ -275,7 +290,7 @@ def _size(size: int) -> str:
 
 # The suffix of a field name is its unit.
 _UNITS: dict[str, Callable[[Any], str]] = {
-    "_at_ms": _moment,
+    "at_ms": _moment,
     "_ms": lambda value: f"{value:.2f} ms",
     "_s": _duration,
     "bytes": _size,

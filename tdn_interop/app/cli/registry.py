@@ -14,7 +14,7 @@ _MEMBER = ["node_id", "role", "state", "enrolled_at_ms", "certificate_expires_at
 _LIST = ["top", "version", "issued_at_ms", "age_s", "stale"]
 _REVOKED = ["node_id", "at_ms", "reason"]
 
-app = typer.Typer(help="See the members of a hub or top, and revoke.", no_args_is_help=True)
+app = typer.Typer(help="See the members of a hub or top, revoke, and trust other tops.", no_args_is_help=True)
 
 
 @app.command("ls", epilog="Example: tdn registry ls --json")

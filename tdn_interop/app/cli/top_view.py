@@ -25,6 +25,9 @@ _SECTIONS = {
     "refusals": ("reason", "count"),
 }  # fmt: skip
 _NODES = ("node_id", "role", "runs", "links", "tunnels", "rate", "sessions", "transfers", "jobs", "refusals", "ends_s")  # fmt: skip
+# What is left of it where the others find no room; they have a section of their own.
+_NODES_NARROW = ("node_id", "role", "runs", "links", "rate", "refusals", "ends_s")
+_NARROW = 110
 _BAD: Mapping[str, Callable[[Document], bool]] = {
     "links": lambda row: not row["linked"],
     "sessions": lambda row: row["state"] == "detached",
@@ -45,7 +48,8 @@ def view(
         rows["links"] = [
             row for row in rows["links"] if not row["stands"]
         ]  # the others are in the row of the node
-        blocks = [_section(output, "nodes", [_node(one, before) for one in now], _NODES, None)]
+        columns = _NODES if output.width >= _NARROW else _NODES_NARROW
+        blocks = [_section(output, "nodes", [_node(one, before) for one in now], columns, None)]
     blocks += [
         _section(output, name, rows[name], leading + columns, limit)
         for name, columns in _SECTIONS.items()

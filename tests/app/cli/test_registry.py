@@ -1,5 +1,6 @@
 """`tdn registry` and `tdn node backup|restore`: what they ask of the node, and what they say."""
 
+import datetime as dt
 import json
 
 import pytest
@@ -7,6 +8,10 @@ import pytest
 from tdn_interop._pb.tdn.app.v1 import backup_service_pb2
 from tdn_interop.app import archive
 from tdn_interop.errors import Reason, Refused
+from tests.app.cli.fake_registry import AT
+
+# What a table shows of the moment at which the node was revoked.
+MINUTE = f"{dt.datetime.fromtimestamp(AT / 1000).astimezone():%Y-%m-%d %H:%M}"
 
 
 def test_members_and_lists_in_tables(node, tdn):
@@ -16,6 +21,8 @@ def test_members_and_lists_in_tables(node, tdn):
     code, out, _ = tdn("registry", "status")
     assert code == 0
     assert "key lost" in out
+    assert " ms" not in out
+    assert out.count(MINUTE) == 2
     assert "cn" in out
 
 

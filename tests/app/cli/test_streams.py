@@ -149,6 +149,8 @@ def test_transfers_are_listed_and_given_up(node, tdn):
     code, out, _ = tdn("channel", "ls", "--json")
     (found,) = json.loads(out)["transfers"]
     assert (found["transfer_id"], found["direction"], found["stored_bytes"]) == (JOB, "in", 400)
+    node.transfers = [fake.LOST]
+    assert "FAILED NO_ROUTE" in tdn("channel", "ls")[1]
     assert tdn("channel", "cancel", "3f2a")[0] == 0
     assert node.requests[-1] == pb.CancelTransferRequest(transfer_id="3f2a")
 
@@ -186,7 +188,7 @@ def test_a_terminal_gets_a_bar_with_rate_and_remaining_time(node, monkeypatch):
     code, seen = on_terminal(words)
     assert code == 0
     assert "sending" in seen
-    assert "1.0/1.0 kB" in seen
+    assert "1000 B / 1000 B" in seen
     assert on_terminal([*words, "--json"]) == (0, "")
     monkeypatch.setenv("CI", "true")
     assert on_terminal(words) == (0, "")

@@ -99,6 +99,17 @@ def test_many_nodes_in_one_table_and_whose_row_it_is():
     assert "b.cn a.cn b.cn 2.9 KiB 300 B/s 100 B 10 B/s" in lines
 
 
+def test_the_table_of_nodes_fits_a_terminal_of_80_columns():
+    output = Output(Words("en"), as_json=False)
+    output._out.width = 80
+    names = ["registry.guangdong.cn", "exchange.central.hk"]
+    now = [{**NODE, "node_id": name, "tunnels": [TUNNEL]} for name in names]
+    with output._out.capture() as text:
+        output._out.print(top_view.view(output, now, {}, None))
+    head, first, second, *_ = text.get().splitlines()[1:]
+    assert [len(head) <= 80, first.split()[0], second.split()[0]] == [True, *names]
+
+
 def test_names_of_others_cannot_steer_the_terminal():
     lines = shown([{**NODE, "sessions": [{"peer": "a\x1b[2Jb", "state": "open", "topics": 1, "queued_bytes": 0, "credit_bytes": 0}]}])  # fmt: skip
     assert "a\\x1b[2Jb open 1 0 B 0 B" in lines

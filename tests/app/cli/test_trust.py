@@ -64,9 +64,12 @@ async def test_federation_by_hand(mesh):
 
     assert await document(mesh, TOP, "registry", "part", "hk") == {"top": "hk"}
     assert not mesh.nodes[TOP].mesh.trust.knows("hk")
-    code, _, err = await tdn(mesh, TOP, "registry", "federate", "no card", "--yes")
+    code, _, err = await tdn(mesh, TOP, "registry", "federate", "x" * 256, "--yes")
     assert code == 6
     assert "INVALID_REQUEST" in err
+    code, _, err = await tdn(mesh, TOP, "registry", "federate", "no-such.card", "--yes")
+    assert code == 3
+    assert "no-such.card cannot be read" in err
     code, _, err = await tdn(mesh, HUB_1, "registry", "export")
     assert "UNSUPPORTED" in err
 

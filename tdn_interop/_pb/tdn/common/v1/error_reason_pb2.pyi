@@ -75,7 +75,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INVALID_REQUEST: _ErrorReason.ValueType  # 25
     """A message is malformed."""
     ERROR_REASON_ABANDONED: _ErrorReason.ValueType  # 26
-    """The other side has given up before the end."""
+    """It was given up before the end."""
     ERROR_REASON_KEY_CONFLICT: _ErrorReason.ValueType  # 27
     """The same id stands for something else already; the first stays."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 28
@@ -131,7 +131,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_ALREADY_EXISTS: _ErrorReason.ValueType  # 69
     """Something else has this name already."""
     ERROR_REASON_INPUT_INVALID: _ErrorReason.ValueType  # 70
-    """The file cannot be read as declared."""
+    """A file cannot be used as it was given."""
     ERROR_REASON_EMPTY_SET: _ErrorReason.ValueType  # 71
     """An input has no usable row."""
     ERROR_REASON_OUTPUT_EXISTS: _ErrorReason.ValueType  # 72
@@ -140,6 +140,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A party of the job cannot be reached any more."""
     ERROR_REASON_JOB_CANCELLED: _ErrorReason.ValueType  # 74
     """The job was cancelled."""
+    ERROR_REASON_TRANSFER_UNKNOWN: _ErrorReason.ValueType  # 75
+    """There is no such transfer on this node, or it has ended."""
     ERROR_REASON_EVIDENCE_BROKEN: _ErrorReason.ValueType  # 80
     """The evidence does not prove what it claims."""
     ERROR_REASON_EQUIVOCATION: _ErrorReason.ValueType  # 81
@@ -219,7 +221,7 @@ ERROR_REASON_UNEXPECTED_MESSAGE: ErrorReason.ValueType  # 24
 ERROR_REASON_INVALID_REQUEST: ErrorReason.ValueType  # 25
 """A message is malformed."""
 ERROR_REASON_ABANDONED: ErrorReason.ValueType  # 26
-"""The other side has given up before the end."""
+"""It was given up before the end."""
 ERROR_REASON_KEY_CONFLICT: ErrorReason.ValueType  # 27
 """The same id stands for something else already; the first stays."""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 28
@@ -275,7 +277,7 @@ ERROR_REASON_RESOURCE_UNKNOWN: ErrorReason.ValueType  # 68
 ERROR_REASON_ALREADY_EXISTS: ErrorReason.ValueType  # 69
 """Something else has this name already."""
 ERROR_REASON_INPUT_INVALID: ErrorReason.ValueType  # 70
-"""The file cannot be read as declared."""
+"""A file cannot be used as it was given."""
 ERROR_REASON_EMPTY_SET: ErrorReason.ValueType  # 71
 """An input has no usable row."""
 ERROR_REASON_OUTPUT_EXISTS: ErrorReason.ValueType  # 72
@@ -284,6 +286,8 @@ ERROR_REASON_PARTY_LOST: ErrorReason.ValueType  # 73
 """A party of the job cannot be reached any more."""
 ERROR_REASON_JOB_CANCELLED: ErrorReason.ValueType  # 74
 """The job was cancelled."""
+ERROR_REASON_TRANSFER_UNKNOWN: ErrorReason.ValueType  # 75
+"""There is no such transfer on this node, or it has ended."""
 ERROR_REASON_EVIDENCE_BROKEN: ErrorReason.ValueType  # 80
 """The evidence does not prove what it claims."""
 ERROR_REASON_EQUIVOCATION: ErrorReason.ValueType  # 81
