@@ -24,7 +24,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from tdn_interop.app.cli.words import Words
@@ -36,6 +36,8 @@ Document = Mapping[str, Any]
 _UNLIMITED = 100_000
 # Metadata of an error that another node has noticed: whose operator is meant, depends on it.
 NOTICED_BY = "noticed_by"
+# Columns of a bar that leave room for size, rate and remaining time in 80.
+_BAR = 24
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
@@ -171,7 +173,7 @@ class Output:
 
         Only on a terminal, and not under NO_COLOR or CI.
         """
-        columns = BarColumn(), _Moved(), TimeRemainingColumn()
+        columns = BarColumn(_BAR), _Moved(table_column=Column(no_wrap=True)), TimeRemainingColumn()
         label = TextColumn("{task.description}", markup=False)
         with Progress(label, *columns, console=self._err, disable=not self._lively()) as progress:
             task = progress.add_task(self.words.say(key), total=None)

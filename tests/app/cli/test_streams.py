@@ -183,7 +183,7 @@ def on_terminal(words):
 
 def test_a_terminal_gets_a_bar_with_rate_and_remaining_time(node, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "80")
     words = ["channel", "send", "bank-b.cn", "files", "march.zip"]
     code, seen = on_terminal(words)
     assert code == 0
