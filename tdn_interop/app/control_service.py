@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from tdn_interop.app.node import Node
 
 Context = grpc.aio.ServicerContext[Any, Any]
+# What is answered is on record: a node that dies after its answer has not forgotten it.
+RECORD_S = 10.0
 _SECRET_FACTS = {"result_salt"}
 
 
@@ -123,6 +125,7 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
         del context
         row = await self._node.jobs.find(request.job_id)
         self._node.jobs.decide(row.job_id, request.comment, approve=request.approve)
+        await self._node.jobs.settled(row.job_id, RECORD_S)
         return pb.DecideJobResponse()
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:  # noqa: N802
@@ -152,6 +155,7 @@ class ControlServicer(control_service_pb2_grpc.NodeControlServiceServicer):
         del context
         row = await self._node.jobs.find(request.job_id)
         self._node.jobs.cancel(row.job_id, request.comment)
+        await self._node.jobs.settled(row.job_id, RECORD_S)
         return pb.CancelJobResponse()
 
     async def GetBundle(self, request: pb.GetBundleRequest, context: Context) -> pb.GetBundleResponse:  # noqa: N802

@@ -24,7 +24,7 @@ from tdn_interop.app import job_protocol as words
 from tdn_interop.app.job_protocol import JobMachine, Message
 from tdn_interop.app.journal import Entry
 from tdn_interop.app.post import Parcel
-from tdn_interop.errors import TdnError
+from tdn_interop.errors import Reason, TdnError, Unavailable, guard
 from tdn_interop.transport.trust import now_ms
 
 # What ends a job is done even when the record cannot be written; what it says to others waits for the record.
@@ -118,6 +118,17 @@ class JobLoop(abc.ABC):
             machine, event, parcel = await self._events.get()
             async with self._surviving():
                 await self._take(machine, event, parcel)
+            self._events.task_done()
+
+    async def settled(self) -> None:
+        """Wait until everything that was fed is on record. Errors: STORE_UNAVAILABLE when it could not be written."""
+        await self._events.join()
+        guard("TDN-F-RCV-01").check(
+            not self.pending,
+            Reason.STORE_UNAVAILABLE,
+            "what was asked is heard, and not on record yet",
+            Unavailable,
+        )
 
     async def _take(self, machine: JobMachine, event: Event, parcel: Parcel | None) -> None:
         if parcel:

@@ -32,7 +32,7 @@ from tdn_interop.app.store.engine import Store
 from tdn_interop.app.store.jobs import JobRow
 from tdn_interop.app.telemetry import Metrics
 from tdn_interop.errors import ConfigError, Reason, Refused, TdnError, Unavailable, guard
-from tdn_interop.transport.channel import ChannelEvent
+from tdn_interop.transport.channel import ChannelEvent, within
 from tdn_interop.transport.frame import Failure
 
 _log = structlog.get_logger("tdn.jobs")
@@ -127,6 +127,12 @@ class Jobs:
     def decide(self, job_id: str, comment: str, *, approve: bool) -> None:
         """A human decides. Errors: STATE_CONFLICT, JOB_UNKNOWN."""
         self._open(job_id).decide(approve, comment)
+
+    async def settled(self, job_id: str, timeout_s: float) -> None:
+        """Wait until what was asked of a job is on record. Errors: DEADLINE, STORE_UNAVAILABLE."""
+        if run := self._runs.get(job_id):
+            async with within(timeout_s, "writing it down"):
+                await run.settled()
 
     def cancel(self, job_id: str, comment: str) -> None:
         """Ask for an end. Errors: STATE_CONFLICT, JOB_UNKNOWN."""

@@ -6,7 +6,7 @@ import json
 import pytest
 import pytest_asyncio
 
-from tdn_interop.errors import Reason, TdnError
+from tdn_interop.errors import Reason, TdnError, Unavailable
 from tests.app.job_mesh import (
     PARTIES,
     ends,
@@ -80,6 +80,33 @@ async def test_the_first_word_counts(mesh, first, second):
     if first:
         mesh.nodes[REGISTRY].jobs.decide(job_id, "enough", approve=False)
     assert {row.state for row in (await ends(mesh, job_id)).values()} == {"REJECTED"}
+
+
+async def test_what_is_answered_is_on_record(mesh):
+    job_id = await proposed(mesh)
+    jobs = mesh.nodes[AIRLINE].jobs
+    jobs.decide(job_id, "", approve=True)
+    await jobs.settled(job_id, 10)
+    assert (await jobs.find(job_id)).party_state == "APPROVED"
+    mesh.nodes[REGISTRY].jobs.decide(job_id, "", approve=False)
+    await ends(mesh, job_id)
+
+
+async def test_what_cannot_be_written_is_not_answered(mesh, monkeypatch):
+    job_id = await proposed(mesh)
+    jobs = mesh.nodes[AIRLINE].jobs
+    run = jobs._runs[job_id]
+
+    async def full():
+        raise Unavailable(Reason.STORE_UNAVAILABLE, "the disk is full", "TDN-F-RCV-01")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "_write", full)
+        jobs.decide(job_id, "", approve=True)
+        with pytest.raises(Unavailable) as error:
+            await jobs.settled(job_id, 10)
+        assert error.value.reason is Reason.STORE_UNAVAILABLE
+    await ends(mesh, job_id)
 
 
 async def test_the_owner_of_the_flow_is_not_asked(mesh):
