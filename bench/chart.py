@@ -8,6 +8,9 @@ from typing import Protocol
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2")
 LEFT, WIDTH, STEP, BAR = 190, 520, 46, 20
+LEGEND = (
+    "One colour for each process, the sender at the left, the receiver at the right; at the end the rate."
+)
 
 
 class Bar(Protocol):
@@ -29,14 +32,15 @@ class Bar(Protocol):
 def bars(title: str, rows: Sequence[Bar]) -> str:
     """The document. The length of a bar is CPU time for a gigabyte; the rate stands at its end."""
     longest = max(sum(row.cpu_s_per_gb.values()) for row in rows) or 1.0
-    height = 60 + STEP * len(rows)
+    height = 74 + STEP * len(rows)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 900 {height}" font-family="sans-serif" font-size="13">',
         f'<rect width="900" height="{height}" fill="white"/>',
         f'<text x="16" y="26" font-size="16">{escape(title)}: CPU seconds for a gigabyte, by process</text>',
+        f'<text x="16" y="46" fill="#555">{LEGEND}</text>',
     ]
     for number, row in enumerate(rows):
-        parts += _bar(row, 48 + STEP * number, WIDTH / longest)
+        parts += _bar(row, 62 + STEP * number, WIDTH / longest)
     return "\n".join([*parts, "</svg>", ""])
 
 
