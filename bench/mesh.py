@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peer import MESSAGE_BYTES
-from tdn_interop.app import setup
+from tdn_interop.app.members import setup
 from tdn_interop.config import load_config
 
 TOP, HUB_1, HUB_2 = "cn", "shandong.cn", "guangdong.cn"

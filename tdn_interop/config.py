@@ -179,7 +179,11 @@ def load_config(path: Path | None) -> NodeConfig:
     try:
         values = TomlConfigSettingsSource(NodeConfig, file).toml_data if file.is_file() else None
         if values is None:
-            guard("TDN-X-LAB-05").refuse(Reason.CONFIG_INVALID, f"there is no file {file}; --config names the configuration of a node", ConfigError)
+            guard("TDN-X-LAB-05").refuse(
+                Reason.CONFIG_INVALID,
+                f"there is no file {file}; --config names the configuration of a node",
+                ConfigError,
+            )
         values.setdefault("dir", str(file.resolve().parent))
         config = NodeConfig(**values)
     except ValidationError as error:

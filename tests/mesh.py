@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tdn_interop.app import setup
+from tdn_interop.app.members import setup
 from tdn_interop.app.node import Node, running
 from tdn_interop.config import NodeConfig, load_config
 

@@ -25,9 +25,7 @@ NAMED_BASE = "tdn_interop/adapters/base.py"
 # Where a message of ours meets the wire: codecs, servicers, clients, and the two roots that register servicers.
 MESSAGE_MODULES = re.compile(r"(wire|client|link|anchoring|node|mesh|\w+_wire|\w+_client|\w+_service)\.py")
 # The boundaries: the command line, the server's translator, and the loops that must outlive one bad message.
-CATCH_ALL = re.compile(
-    r"tdn_interop/(app/cli/.*|app/driver|app/job_loop|app/jobs|transport/interceptors)\.py"
-)
+CATCH_ALL = re.compile(r"tdn_interop/(app/cli/.*|app/jobs/(driver|job_loop|jobs)|transport/interceptors)\.py")
 REQUIREMENT = re.compile(r"TDN-[TAFX]-[A-Z]{2,3}-\d\d")
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b|NotImplementedError")
 # A path below somebody's home, and web addresses: only those of sources and licences that are named on purpose.
@@ -213,7 +211,7 @@ FINE = [
     (unguarded, HERE, "raise status.from_rpc_error(e) from e"),
     (unguarded, HERE, "raise failure"),
     (bad_requirement, HERE, "guard(self.requirement).check(True)\nguard('TDN-A-PSI-06')"),
-    (stray_messages, "tdn_interop/app/job_wire.py", "from tdn_interop._pb.tdn.app.v1 import job_pb2"),
+    (stray_messages, "tdn_interop/app/jobs/job_wire.py", "from tdn_interop._pb.tdn.app.v1 import job_pb2"),
 ]
 
 

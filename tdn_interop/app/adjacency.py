@@ -8,8 +8,8 @@ from typing import Any
 
 import structlog
 
-from tdn_interop.app.register import Register
-from tdn_interop.app.standing import Standing
+from tdn_interop.app.members.register import Register
+from tdn_interop.app.members.standing import Standing
 from tdn_interop.config import NodeConfig
 from tdn_interop.errors import Reason, TdnError, guard
 from tdn_interop.identity import ROUTE, Signed, verify

@@ -18,7 +18,7 @@ from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.anchor import take_head
 from tdn_interop.app.evidence.log import EvidenceLog
 from tdn_interop.app.evidence.statements import AnchorOffer, Attestation, Inclusion
-from tdn_interop.app.register import Register
+from tdn_interop.app.members.register import Register
 from tdn_interop.errors import Reason, Refused, TdnError, guard
 from tdn_interop.identity import Signed
 from tdn_interop.transport.link import CALL_S, Link

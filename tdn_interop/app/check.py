@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from tdn_interop.algo.catalogue import CATALOGUE
 from tdn_interop.algo.kernel import best_kernel
 from tdn_interop.algo.suites import SUITES, suite_named
-from tdn_interop.app.standing import Standing
+from tdn_interop.app.members.standing import Standing
 from tdn_interop.config import NodeConfig, control_socket, split_address
 from tdn_interop.errors import ConfigError, Reason, TdnError, Unavailable, guard
 from tdn_interop.identity import Identity, fingerprint

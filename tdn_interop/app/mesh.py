@@ -18,24 +18,24 @@ from tdn_interop._pb.tdn.transport.v1 import (
     status_service_pb2_grpc,
 )
 from tdn_interop.app.adjacency import Adjacency
-from tdn_interop.app.admission import Admission
 from tdn_interop.app.anchoring import Anchoring, EvidenceServicer
-from tdn_interop.app.cutting import Cutting
 from tdn_interop.app.draining import Draining
 from tdn_interop.app.evidence import wire as evidence_wire
 from tdn_interop.app.evidence.log import EvidenceLog
-from tdn_interop.app.federation import Federation
-from tdn_interop.app.mailbox import Mailbox
-from tdn_interop.app.mailbox_service import MailboxServicer
+from tdn_interop.app.members.admission import Admission
+from tdn_interop.app.members.cutting import Cutting
+from tdn_interop.app.members.federation import Federation
+from tdn_interop.app.members.register import Register
+from tdn_interop.app.members.renewal import Renewal, issuer
+from tdn_interop.app.members.revocation import Revoking
+from tdn_interop.app.members.rollover import Rollover
+from tdn_interop.app.members.standing import Standing
 from tdn_interop.app.pings import PING, PONG, Pings
-from tdn_interop.app.post import TOPIC as POST
-from tdn_interop.app.post import Post
+from tdn_interop.app.post.mailbox import Mailbox
+from tdn_interop.app.post.mailbox_service import MailboxServicer
+from tdn_interop.app.post.post import TOPIC as POST
+from tdn_interop.app.post.post import Post
 from tdn_interop.app.receipts import Receipts
-from tdn_interop.app.register import Register
-from tdn_interop.app.renewal import Renewal, issuer
-from tdn_interop.app.revocation import Revoking
-from tdn_interop.app.rollover import Rollover
-from tdn_interop.app.standing import Standing
 from tdn_interop.app.store import members
 from tdn_interop.app.store.engine import Store
 from tdn_interop.app.telemetry import Metrics

@@ -22,24 +22,24 @@ from tdn_interop._pb.tdn.app.v1 import (
     registry_service_pb2_grpc,
     trust_service_pb2_grpc,
 )
-from tdn_interop.app import setup
-from tdn_interop.app.backup_service import BackupServicer
-from tdn_interop.app.continuity import Continuity, prove_restored
-from tdn_interop.app.control_service import ControlServicer
+from tdn_interop.app.backup.backup_service import BackupServicer
+from tdn_interop.app.backup.continuity import Continuity, prove_restored
+from tdn_interop.app.control.control_service import ControlServicer
 from tdn_interop.app.evidence.log import EvidenceLog
-from tdn_interop.app.jobs import Jobs
+from tdn_interop.app.files.transfer import Transfers
+from tdn_interop.app.files.transfer_wire import CONTENT, TOPIC
+from tdn_interop.app.jobs.jobs import Jobs
+from tdn_interop.app.jobs.party import PartyState
+from tdn_interop.app.members import setup
+from tdn_interop.app.members.registry_service import RegistryServicer
+from tdn_interop.app.members.standing import Standing
+from tdn_interop.app.members.trust_service import TrustServicer
 from tdn_interop.app.memory import keep_buffers
 from tdn_interop.app.mesh import Mesh
 from tdn_interop.app.node_lock import locked
-from tdn_interop.app.party import PartyState
-from tdn_interop.app.registry_service import RegistryServicer
 from tdn_interop.app.resources import Resources
-from tdn_interop.app.standing import Standing
 from tdn_interop.app.store.engine import Store
 from tdn_interop.app.telemetry import Metrics, context
-from tdn_interop.app.transfer import Transfers
-from tdn_interop.app.transfer_wire import CONTENT, TOPIC
-from tdn_interop.app.trust_service import TrustServicer
 from tdn_interop.config import NodeConfig
 from tdn_interop.transport.interceptors import ServerCalls, standard_layers
 

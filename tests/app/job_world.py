@@ -3,13 +3,13 @@
 import hashlib
 from dataclasses import dataclass, field
 
-from tdn_interop.app import job as jobs
-from tdn_interop.app import party as parties
 from tdn_interop.app.evidence.statements import Outcome
-from tdn_interop.app.flow import Timeouts
-from tdn_interop.app.job import Job, JobState
-from tdn_interop.app.job_protocol import Send, WakeAfter
-from tdn_interop.app.party import PartyState, PartyTask
+from tdn_interop.app.jobs import job as jobs
+from tdn_interop.app.jobs import party as parties
+from tdn_interop.app.jobs.flow import Timeouts
+from tdn_interop.app.jobs.job import Job, JobState
+from tdn_interop.app.jobs.job_protocol import Send, WakeAfter
+from tdn_interop.app.jobs.party import PartyState, PartyTask
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.identity import Signed
 from tdn_interop.transport.frame import Failure

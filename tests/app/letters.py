@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tdn_interop import identity
-from tdn_interop.app import mailbox_wire as wire
-from tdn_interop.app import post_wire, sealing
-from tdn_interop.app.mailbox import Mailbox
-from tdn_interop.app.mailbox_wire import Letter, SealingKey, SignedLetter
-from tdn_interop.app.post_wire import WireParcel
+from tdn_interop.app.post import mailbox_wire as wire
+from tdn_interop.app.post import post_wire, sealing
+from tdn_interop.app.post.mailbox import Mailbox
+from tdn_interop.app.post.mailbox_wire import Letter, SealingKey, SignedLetter
+from tdn_interop.app.post.post_wire import WireParcel
 from tdn_interop.errors import TdnError
 from tdn_interop.identity import Identity
 from tdn_interop.transport import records_wire

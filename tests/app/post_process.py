@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from tdn_interop.app.node import running
-from tdn_interop.app.post import Post
+from tdn_interop.app.post.post import Post
 from tdn_interop.app.store import post as table
 from tdn_interop.config import load_config
 

@@ -5,7 +5,7 @@ import contextlib
 
 import sqlalchemy as sa
 
-from tdn_interop.app.post import Post
+from tdn_interop.app.post.post import Post
 from tdn_interop.app.store.engine import Store
 from tdn_interop.errors import Reason, Unavailable
 from tdn_interop.transport.channel import ChannelEvent

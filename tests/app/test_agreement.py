@@ -6,11 +6,11 @@ import pytest
 
 from tdn_interop import identity
 from tdn_interop.algo import catalogue
-from tdn_interop.app import agreement as agreements
-from tdn_interop.app import flow as flows
-from tdn_interop.app import job_wire
-from tdn_interop.app.agreement import Approved
-from tdn_interop.app.terms import InputOffer, Offer
+from tdn_interop.app.jobs import agreement as agreements
+from tdn_interop.app.jobs import flow as flows
+from tdn_interop.app.jobs import job_wire
+from tdn_interop.app.jobs.agreement import Approved
+from tdn_interop.app.jobs.terms import InputOffer, Offer
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport.records_wire import NodeRecord, encode_record
 from tdn_interop.transport.trust import Trust

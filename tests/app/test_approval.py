@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tdn_interop.app.approval import Approve, WaitForHuman, decide
-from tdn_interop.app.flow import FlowSpec, Input, Task
+from tdn_interop.app.jobs.approval import Approve, WaitForHuman, decide
+from tdn_interop.app.jobs.flow import FlowSpec, Input, Task
 from tdn_interop.config import Approval, ApprovalRule
 from tdn_interop.errors import Reason, Refused
 

@@ -7,8 +7,8 @@ import tarfile
 
 import pytest
 
-from tdn_interop.app import archive
-from tdn_interop.app.archive import About, Archive, write
+from tdn_interop.app.backup import archive
+from tdn_interop.app.backup.archive import About, Archive, write
 from tdn_interop.errors import Reason, TdnError
 
 ABOUT = About("bank-a.cn", "child", 1_800_000_000_000, 7)

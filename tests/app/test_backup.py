@@ -8,10 +8,10 @@ import shutil
 
 import pytest
 
-from tdn_interop.app import backup, continuity
-from tdn_interop.app.backup import back_up_stopped, restore
-from tdn_interop.app.continuity import MARKER
-from tdn_interop.app.control_client import connected
+from tdn_interop.app.backup import backup, continuity
+from tdn_interop.app.backup.backup import back_up_stopped, restore
+from tdn_interop.app.backup.continuity import MARKER
+from tdn_interop.app.control.control_client import connected
 from tdn_interop.app.node import run_node
 from tdn_interop.app.store.post import out_peers
 from tdn_interop.config import control_socket

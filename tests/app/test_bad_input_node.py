@@ -6,7 +6,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tdn_interop.app import setup
+from tdn_interop.app.members import setup
 from tdn_interop.app.node import running
 from tdn_interop.config import load_config
 from tdn_interop.errors import Reason, TdnError

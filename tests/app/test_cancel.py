@@ -5,8 +5,8 @@ import asyncio
 import pytest
 import pytest_asyncio
 
-from tdn_interop.app.job import JobState
-from tdn_interop.app.party import PartyState
+from tdn_interop.app.jobs.job import JobState
+from tdn_interop.app.jobs.party import PartyState
 from tdn_interop.errors import Reason, TdnError
 from tests.app.job_mesh import (
     ends,

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
-from tdn_interop.app import setup
 from tdn_interop.app.check import check_node
+from tdn_interop.app.members import setup
 from tdn_interop.config import load_config
 from tdn_interop.identity import Identity
 from tdn_interop.reasons import Reason

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 
 from tdn_interop import config as configuration
-from tdn_interop.app.control_client import connected
+from tdn_interop.app.control.control_client import connected
 from tdn_interop.errors import Reason, TdnError
 from tests.app.job_mesh import ends, flow, job_mesh, left_behind, run
 from tests.mesh import AIRLINE, HUB_1, REGISTRY, RESEARCH

@@ -9,9 +9,10 @@ import signal
 
 import pytest
 
-from tdn_interop.app import cli, demo
+from tdn_interop.app import cli
 from tdn_interop.app.cli.words import LANGUAGES
-from tdn_interop.app.lab import Lab
+from tdn_interop.app.lab import demo
+from tdn_interop.app.lab.lab import Lab
 from tdn_interop.errors import TdnError
 from tests.app.lab_world import User, processes, until
 

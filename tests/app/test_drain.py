@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from tdn_interop.app import setup
+from tdn_interop.app.members import setup
 from tdn_interop.errors import Reason, TdnError
 from tests.interop.forge import until
 from tests.mesh import AIRLINE, HUB_1, HUB_2, REGISTRY, RESEARCH, TOP, mini_mesh

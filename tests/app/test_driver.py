@@ -9,7 +9,7 @@ import pytest
 from tdn_interop.algo.message import KeyBody, TaskMessage
 from tdn_interop.algo.task import Aborted, Compute, Computed, Output, Received, Send, Started
 from tdn_interop.algo.wire import encode_message
-from tdn_interop.app.driver import Driver, Place
+from tdn_interop.app.jobs.driver import Driver, Place
 from tdn_interop.errors import PeerProtocolError, Reason, TdnError, Unavailable
 
 MESSAGE = TaskMessage(bytes(32), 1, "item-key", 0, True, KeyBody(b"k"))

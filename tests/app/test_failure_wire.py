@@ -3,10 +3,10 @@
 import pytest
 
 from tdn_interop._pb.tdn.app.v1 import job_pb2
-from tdn_interop.app import job_protocol as words
-from tdn_interop.app import job_wire
 from tdn_interop.app.evidence import bundle, wire
 from tdn_interop.app.evidence.statements import Outcome, Verdict
+from tdn_interop.app.jobs import job_protocol as words
+from tdn_interop.app.jobs import job_wire
 from tdn_interop.errors import (
     ConfigError,
     LocalProtocolError,

@@ -11,8 +11,8 @@ import pytest
 from tdn_interop import identity
 from tdn_interop.app.data.table import CsvFormat
 from tdn_interop.app.evidence.bundle import verify
-from tdn_interop.app.federation import Federation, facts, federate, read_card, trusted_keys
-from tdn_interop.app.standing import Standing
+from tdn_interop.app.members.federation import Federation, facts, federate, read_card, trusted_keys
+from tdn_interop.app.members.standing import Standing
 from tdn_interop.errors import ConfigError, Reason, TdnError
 from tdn_interop.transport import pki, trust_wire
 from tdn_interop.transport.notices import TRUST_BUNDLE
@@ -145,9 +145,9 @@ async def test_strangers_until_both_agree_and_again_when_it_ends(mesh):
 
 
 async def test_a_new_root_of_one_top_reaches_the_other_hierarchy_over_their_link(mesh, monkeypatch):
-    monkeypatch.setattr("tdn_interop.app.rollover.CHECK_S", 0.1)
-    monkeypatch.setattr("tdn_interop.app.federation.FOLLOW_S", 0.1)
-    monkeypatch.setattr("tdn_interop.app.renewal.PAUSE_S", (0.05, 0.2))
+    monkeypatch.setattr("tdn_interop.app.members.rollover.CHECK_S", 0.1)
+    monkeypatch.setattr("tdn_interop.app.members.federation.FOLLOW_S", 0.1)
+    monkeypatch.setattr("tdn_interop.app.members.renewal.PAUSE_S", (0.05, 0.2))
     await federate(mesh.config(CN), mesh.config(HK))
     linked(mesh)
     await children(mesh)

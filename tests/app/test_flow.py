@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tdn_interop.app import flow as flows
 from tdn_interop.app.data.keys import Normalisation
-from tdn_interop.app.flow import (
+from tdn_interop.app.jobs import flow as flows
+from tdn_interop.app.jobs.flow import (
     MAX_FLOW_BYTES,
     FlowSpec,
     Input,

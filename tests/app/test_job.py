@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 
-from tdn_interop.app import job as jobs
-from tdn_interop.app import party as parties
 from tdn_interop.app.evidence.statements import Outcome
-from tdn_interop.app.job import Job, JobState
-from tdn_interop.app.job_protocol import (
+from tdn_interop.app.jobs import job as jobs
+from tdn_interop.app.jobs import party as parties
+from tdn_interop.app.jobs.job import Job, JobState
+from tdn_interop.app.jobs.job_protocol import (
     Abort,
     Approval,
     Attested,
@@ -26,7 +26,7 @@ from tdn_interop.app.job_protocol import (
     Stored,
     WakeAfter,
 )
-from tdn_interop.app.party import PartyState
+from tdn_interop.app.jobs.party import PartyState
 from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, Refused, TdnError
 from tests.app.job_world import BROKEN, ENDED, NODES, PART_ENDED, World, signed
 

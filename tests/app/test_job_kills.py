@@ -7,8 +7,8 @@ import pytest
 import pytest_asyncio
 
 from tdn_interop.app.evidence.statements import VERDICT_KIND
-from tdn_interop.app.jobs import Jobs
-from tdn_interop.app.post import Parcel
+from tdn_interop.app.jobs.jobs import Jobs
+from tdn_interop.app.post.post import Parcel
 from tdn_interop.app.store import post as post_rows
 from tests.app.job_mesh import BOTH, PARTIES, flow, job_mesh, left_behind, open_jobs, proven
 from tests.mesh import AIRLINE, REGISTRY, RESEARCH

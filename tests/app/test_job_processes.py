@@ -8,9 +8,9 @@ import tempfile
 import pytest
 import pytest_asyncio
 
-from tdn_interop.app.control_client import failure_of
+from tdn_interop.app.control.control_client import failure_of
 from tdn_interop.app.evidence.bundle import verify
-from tdn_interop.app.lab import Lab
+from tdn_interop.app.lab.lab import Lab
 from tests.mesh import AIRLINE, REGISTRY, RESEARCH
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

@@ -4,11 +4,11 @@ import hashlib
 
 import pytest
 
-from tdn_interop.app import job as jobs
-from tdn_interop.app import party as parties
 from tdn_interop.app.evidence.statements import Outcome
-from tdn_interop.app.job import MAX_EPOCHS, JobState
-from tdn_interop.app.job_protocol import (
+from tdn_interop.app.jobs import job as jobs
+from tdn_interop.app.jobs import party as parties
+from tdn_interop.app.jobs.job import MAX_EPOCHS, JobState
+from tdn_interop.app.jobs.job_protocol import (
     Abort,
     Cancel,
     Computed,
@@ -20,7 +20,7 @@ from tdn_interop.app.job_protocol import (
     Start,
     WakeAfter,
 )
-from tdn_interop.app.party import PartyState
+from tdn_interop.app.jobs.party import PartyState
 from tdn_interop.errors import PeerProtocolError, Reason
 from tests.app.job_world import BROKEN, NODES
 from tests.app.test_job import assert_alike, at, refusal

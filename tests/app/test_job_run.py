@@ -3,13 +3,13 @@
 import pytest
 import pytest_asyncio
 
-from tdn_interop.app import job_protocol as words
-from tdn_interop.app import job_wire
 from tdn_interop.app.evidence.statements import VERDICT_KIND
 from tdn_interop.app.evidence.wire import decode_statement
-from tdn_interop.app.flow import flow_from_json
-from tdn_interop.app.job_replay import replay
-from tdn_interop.app.party import PartyState, PartyTask
+from tdn_interop.app.jobs import job_protocol as words
+from tdn_interop.app.jobs import job_wire
+from tdn_interop.app.jobs.flow import flow_from_json
+from tdn_interop.app.jobs.job_replay import replay
+from tdn_interop.app.jobs.party import PartyState, PartyTask
 from tdn_interop.app.store import jobs as rows
 from tdn_interop.errors import Reason, Unavailable
 from tdn_interop.transport.records_wire import decode_signed

@@ -7,9 +7,9 @@ import pytest_asyncio
 import tenacity
 from structlog.testing import capture_logs
 
-from tdn_interop.app import job_protocol as words
-from tdn_interop.app import job_run
-from tdn_interop.app import jobs as engine
+from tdn_interop.app.jobs import job_protocol as words
+from tdn_interop.app.jobs import job_run
+from tdn_interop.app.jobs import jobs as engine
 from tdn_interop.errors import Reason, TdnError, Unavailable
 from tests.app.job_mesh import ends, flow, job_mesh, left_behind, open_jobs, proven
 from tests.app.test_jobs import crash

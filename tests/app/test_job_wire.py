@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from tdn_interop.algo import catalogue
 from tdn_interop.algo.handshake import Choice
-from tdn_interop.app import job_protocol as words
-from tdn_interop.app import job_wire
 from tdn_interop.app.evidence.statements import Outcome, Statement, Verdict
-from tdn_interop.app.terms import Agreement, InputOffer, Offer
+from tdn_interop.app.jobs import job_protocol as words
+from tdn_interop.app.jobs import job_wire
+from tdn_interop.app.jobs.terms import Agreement, InputOffer, Offer
 from tdn_interop.errors import PeerProtocolError, Reason
 from tdn_interop.identity import Signed
 from tdn_interop.transport.frame import Failure

@@ -7,9 +7,9 @@ import pytest
 import pytest_asyncio
 
 from tdn_interop import identity
-from tdn_interop.app import job_protocol as words
-from tdn_interop.app import job_wire
 from tdn_interop.app.evidence.statements import Consent, Outcome, Statement, Verdict
+from tdn_interop.app.jobs import job_protocol as words
+from tdn_interop.app.jobs import job_wire
 from tdn_interop.errors import Reason
 from tdn_interop.identity import Signed
 from tdn_interop.transport.frame import Failure

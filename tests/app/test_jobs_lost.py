@@ -8,13 +8,13 @@ import pytest_asyncio
 
 from tdn_interop import config
 from tdn_interop.app.data import results
-from tdn_interop.app.driver import Interruption
 from tdn_interop.app.evidence import wire
 from tdn_interop.app.evidence.statements import VERDICT_KIND, Outcome
-from tdn_interop.app.flow import check_limits, flow_from_toml
-from tdn_interop.app.job_protocol import Computed, Start
-from tdn_interop.app.job_wire import decode_message, encode_message
-from tdn_interop.app.party import PartyState
+from tdn_interop.app.jobs.driver import Interruption
+from tdn_interop.app.jobs.flow import check_limits, flow_from_toml
+from tdn_interop.app.jobs.job_protocol import Computed, Start
+from tdn_interop.app.jobs.job_wire import decode_message, encode_message
+from tdn_interop.app.jobs.party import PartyState
 from tdn_interop.app.store import jobs as rows
 from tdn_interop.app.store import tables
 from tdn_interop.app.store.engine import Store

@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from tdn_interop.app.lab import Lab
+from tdn_interop.app.lab.lab import Lab
 from tests.app.lab_world import User, processes, until
 
 ROLES = {

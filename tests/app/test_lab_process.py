@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from tdn_interop.app import lab, lab_process
-from tdn_interop.app.lab import Lab, node_command
+from tdn_interop.app.lab import lab, lab_process
+from tdn_interop.app.lab.lab import Lab, node_command
 from tdn_interop.errors import TdnError
 from tests.app.lab_world import processes
 

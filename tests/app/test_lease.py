@@ -2,7 +2,7 @@
 
 import pytest
 
-from tdn_interop.app.lease import BEAT_S, Leases
+from tdn_interop.app.jobs.lease import BEAT_S, Leases
 from tdn_interop.errors import Reason, Unavailable
 
 A, B = "a.x.cn", "b.y.cn"

@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 
 from tdn_interop import identity
-from tdn_interop.app import letterbox as letterbox_module
-from tdn_interop.app import mailbox_wire as wire
 from tdn_interop.app.evidence.log import EvidenceLog
-from tdn_interop.app.letterbox import Letterbox
-from tdn_interop.app.mailbox_wire import SignedLetter
-from tdn_interop.app.sealing import SealingKeys
+from tdn_interop.app.post import letterbox as letterbox_module
+from tdn_interop.app.post import mailbox_wire as wire
+from tdn_interop.app.post.letterbox import Letterbox
+from tdn_interop.app.post.mailbox_wire import SignedLetter
+from tdn_interop.app.post.sealing import SealingKeys
 from tdn_interop.app.store.engine import Store
 from tdn_interop.errors import PeerProtocolError, Reason, TdnError
 from tdn_interop.identity import Signed

@@ -9,8 +9,8 @@ from collections import defaultdict
 import pytest
 import sqlalchemy as sa
 
-from tdn_interop.app.control_client import connected
-from tdn_interop.app.post import Post
+from tdn_interop.app.control.control_client import connected
+from tdn_interop.app.post.post import Post
 from tdn_interop.config import control_socket
 from tdn_interop.errors import TdnError
 from tests.interop.forge import until

@@ -5,10 +5,10 @@ import dataclasses
 
 import pytest
 
-from tdn_interop.app import post_wire
-from tdn_interop.app.mailbox_wire import SignedLetter, decode_letter
-from tdn_interop.app.post_wire import WireReceipt
-from tdn_interop.app.sealing import SealingKeys
+from tdn_interop.app.post import post_wire
+from tdn_interop.app.post.mailbox_wire import SignedLetter, decode_letter
+from tdn_interop.app.post.post_wire import WireReceipt
+from tdn_interop.app.post.sealing import SealingKeys
 from tdn_interop.errors import PeerProtocolError, Reason, Refused, Unavailable
 from tests.app.letters import (
     BANK,

@@ -6,10 +6,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from tdn_interop import identity
-from tdn_interop.app import job, job_wire
 from tdn_interop.app.evidence.statements import Outcome, Statement, Verdict
-from tdn_interop.app.job_protocol import Stated
-from tdn_interop.app.papers import Papers
+from tdn_interop.app.jobs import job, job_wire
+from tdn_interop.app.jobs.job_protocol import Stated
+from tdn_interop.app.jobs.papers import Papers
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.identity import Identity
 

@@ -5,9 +5,9 @@ import dataclasses
 
 import pytest
 
-from tdn_interop.app import post as post_module
-from tdn_interop.app import post_receiver, post_sender, post_wire
-from tdn_interop.app.post_wire import WireParcel, WireReceipt
+from tdn_interop.app.post import post as post_module
+from tdn_interop.app.post import post_receiver, post_sender, post_wire
+from tdn_interop.app.post.post_wire import WireParcel, WireReceipt
 from tdn_interop.app.store import post as table
 from tdn_interop.app.store import rows, tables
 from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, Refused, Unavailable

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tdn_interop import ids
-from tdn_interop.app.lab import Lab
+from tdn_interop.app.lab.lab import Lab
 from tests.app.cli.fake import COMMAND
 from tests.app.lab_world import PATIENCE_S, User, processes
 

@@ -7,10 +7,10 @@ import os
 import pytest
 
 from tdn_interop import identity
-from tdn_interop.app import setup
-from tdn_interop.app.federation import federate
-from tdn_interop.app.mailbox_service import MailboxClient
+from tdn_interop.app.members import setup
+from tdn_interop.app.members.federation import federate
 from tdn_interop.app.node import running
+from tdn_interop.app.post.mailbox_service import MailboxClient
 from tdn_interop.app.store import status as rows
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport import adverts, status_list, status_service

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tdn_interop.app.lab import Lab
+from tdn_interop.app.lab.lab import Lab
 from tdn_interop.errors import Reason, TdnError
 from tests.app.lab_world import User, processes
 

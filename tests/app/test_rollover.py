@@ -5,7 +5,7 @@ import datetime as dt
 
 import pytest
 
-from tdn_interop.app import setup
+from tdn_interop.app.members import setup
 from tdn_interop.config import load_config
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport import pki, tls
@@ -22,8 +22,8 @@ NODES = (
 
 @pytest.fixture
 async def mesh(tmp_path, monkeypatch):
-    monkeypatch.setattr("tdn_interop.app.renewal.PAUSE_S", (0.05, 0.3))
-    monkeypatch.setattr("tdn_interop.app.rollover.CHECK_S", 0.1)
+    monkeypatch.setattr("tdn_interop.app.members.renewal.PAUSE_S", (0.05, 0.3))
+    monkeypatch.setattr("tdn_interop.app.members.rollover.CHECK_S", 0.1)
     async with mini_mesh(tmp_path, NODES) as running:
         yield running
 

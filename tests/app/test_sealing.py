@@ -6,8 +6,8 @@ import stat
 
 import pytest
 
-from tdn_interop.app import sealing
-from tdn_interop.app.sealing import SealingKeys, seal
+from tdn_interop.app.post import sealing
+from tdn_interop.app.post.sealing import SealingKeys, seal
 from tdn_interop.errors import ConfigError, Reason, TdnError
 
 DAY = 86_400_000

@@ -8,8 +8,8 @@ import stat
 import pytest
 from cryptography import x509
 
-from tdn_interop.app import setup
-from tdn_interop.app.standing import Standing
+from tdn_interop.app.members import setup
+from tdn_interop.app.members.standing import Standing
 from tdn_interop.config import load_config
 from tdn_interop.errors import ConfigError, Reason
 from tdn_interop.transport import pki

@@ -1,7 +1,7 @@
 """What a node tells its owner of one moment, and what was refused lately."""
 
-from tdn_interop.app.control_client import document
-from tdn_interop.app.snapshot_wire import snapshot_of
+from tdn_interop.app.control.control_client import document
+from tdn_interop.app.control.snapshot_wire import snapshot_of
 from tdn_interop.app.telemetry import Recent
 from tdn_interop.errors import Reason, Refused
 from tests.interop.forge import until

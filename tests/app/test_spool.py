@@ -6,10 +6,10 @@ import stat
 
 import pytest
 
-from tdn_interop.app import spool as module
 from tdn_interop.app.data.keys import encode_key
 from tdn_interop.app.data.results import write_keys
-from tdn_interop.app.spool import Spool
+from tdn_interop.app.jobs import spool as module
+from tdn_interop.app.jobs.spool import Spool
 from tdn_interop.errors import Reason, TdnError
 
 JOB, OTHER = "a" * 32, "b" * 32

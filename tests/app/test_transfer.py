@@ -8,9 +8,9 @@ import os
 import pytest
 import pytest_asyncio
 
-from tdn_interop.app import transfer_wire as wire
-from tdn_interop.app.moving import Sizes
-from tdn_interop.app.offers import MAX_WAITING
+from tdn_interop.app.files import transfer_wire as wire
+from tdn_interop.app.files.moving import Sizes
+from tdn_interop.app.files.offers import MAX_WAITING
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport.frame import Failure
 from tests.app.job_mesh import restart, tdn

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from tdn_interop.app import incoming, outgoing
-from tdn_interop.app import transfer_wire as wire
+from tdn_interop.app.files import incoming, outgoing
+from tdn_interop.app.files import transfer_wire as wire
 from tdn_interop.app.store import transfers as rows
 from tdn_interop.errors import Reason, TdnError
 from tests.app.transfer_world import SIZES, Doom, Messages, World

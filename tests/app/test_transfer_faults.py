@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tdn_interop.app import transfer_wire as wire
+from tdn_interop.app.files import transfer_wire as wire
 from tdn_interop.app.store import transfers as rows
 from tdn_interop.errors import Reason, TdnError, Unavailable
 from tests.app import test_transfer_ends as ends

@@ -7,8 +7,8 @@ import stat
 
 import pytest
 
-from tdn_interop.app import transfer_files as files
-from tdn_interop.app.transfer_files import Part, Source
+from tdn_interop.app.files import transfer_files as files
+from tdn_interop.app.files.transfer_files import Part, Source
 from tdn_interop.errors import Reason, TdnError
 
 

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tdn_interop.app.lab import Lab
+from tdn_interop.app.lab.lab import Lab
 from tests.app.lab_world import User, until
 
 SENDER, RECEIVER, HUB = "research.shandong.cn", "registry.guangdong.cn", "shandong.cn"

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tdn_interop._pb.tdn.app.v1 import transfer_pb2
-from tdn_interop.app import transfer_wire as wire
+from tdn_interop.app.files import transfer_wire as wire
 from tdn_interop.errors import PeerProtocolError, Reason
 from tdn_interop.transport.frame import Failure
 

@@ -5,9 +5,9 @@ import contextlib
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
-from tdn_interop.app.moving import Sizes
+from tdn_interop.app.files.moving import Sizes
+from tdn_interop.app.files.transfer import Transfers
 from tdn_interop.app.store.engine import Store
-from tdn_interop.app.transfer import Transfers
 from tdn_interop.errors import Reason, Unavailable
 from tdn_interop.transport.channel import ChannelEvent
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tdn_interop.app.demo import FLOW, TABLES
+from tdn_interop.app.lab.demo import FLOW, TABLES
 from tdn_interop.errors import TdnError
 from tests.chaos.world import MIB, Outcome, World, make_file
 

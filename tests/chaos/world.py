@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tdn_interop.app.lab import Lab
+from tdn_interop.app.lab.lab import Lab
 
 SENDER, HUB_1, TOP, HUB_2, RECEIVER = (
     "airline.shandong.cn",

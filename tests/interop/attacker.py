@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from tdn_interop.app.standing import Standing
+from tdn_interop.app.members.standing import Standing
 from tdn_interop.config import NodeConfig, split_address
 from tdn_interop.transport import tls
 from tdn_interop.transport.channel_service import ClientFrames

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tdn_interop.app import setup
-from tdn_interop.app.lab import Lab
+from tdn_interop.app.lab.lab import Lab
+from tdn_interop.app.members import setup
 from tdn_interop.config import load_config
 from tdn_interop.errors import TdnError
 from tests.app.cli.fake import COMMAND

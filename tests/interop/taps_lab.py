@@ -21,9 +21,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives import serialization
 
-from tdn_interop.app.control_client import Document
+from tdn_interop.app.control.control_client import Document
 from tdn_interop.app.data.keys import encode_key
-from tdn_interop.app.lab import Lab
+from tdn_interop.app.lab.lab import Lab
 from tdn_interop.errors import TdnError
 from tests.interop.scanner import forms
 from tests.interop.taps import Notes, Proxies, command

@@ -20,10 +20,11 @@ from typing import Any
 
 from tdn_interop.algo.task import Received, TaskMachine
 from tdn_interop.algo.wire import encode_message
-from tdn_interop.app import job_wire, post_wire
 from tdn_interop.app.cli import run
-from tdn_interop.app.driver import Driver, Place
-from tdn_interop.app.post import TOPIC
+from tdn_interop.app.jobs import job_wire
+from tdn_interop.app.jobs.driver import Driver, Place
+from tdn_interop.app.post import post_wire
+from tdn_interop.app.post.post import TOPIC
 from tdn_interop.transport import records_wire
 from tdn_interop.transport.channels import Channels
 from tdn_interop.transport.pump import Pump, TlsStream

@@ -8,15 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tdn_interop.app import job as jobs
-from tdn_interop.app import job_events, journal
 from tdn_interop.app.evidence.statements import Outcome
-from tdn_interop.app.flow import Timeouts
-from tdn_interop.app.job import Job, JobState
-from tdn_interop.app.job_protocol import LocalEvent, WakeAfter
-from tdn_interop.app.job_replay import Past, replay
-from tdn_interop.app.journal import Entry
-from tdn_interop.app.party import PartyState, PartyTask
+from tdn_interop.app.jobs import job as jobs
+from tdn_interop.app.jobs import job_events, journal
+from tdn_interop.app.jobs.flow import Timeouts
+from tdn_interop.app.jobs.job import Job, JobState
+from tdn_interop.app.jobs.job_protocol import LocalEvent, WakeAfter
+from tdn_interop.app.jobs.job_replay import Past, replay
+from tdn_interop.app.jobs.journal import Entry
+from tdn_interop.app.jobs.party import PartyState, PartyTask
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.identity import Signed
 from tdn_interop.transport.frame import Failure

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tdn_interop.algo.machine import LocalEvent
-from tdn_interop.app import job as jobs
-from tdn_interop.app import party as parties
 from tdn_interop.app.evidence.statements import Outcome
-from tdn_interop.app.flow import Timeouts
-from tdn_interop.app.job import Job, JobState
-from tdn_interop.app.job_protocol import (
+from tdn_interop.app.jobs import job as jobs
+from tdn_interop.app.jobs import party as parties
+from tdn_interop.app.jobs.flow import Timeouts
+from tdn_interop.app.jobs.job import Job, JobState
+from tdn_interop.app.jobs.job_protocol import (
     Approval,
     Conclude,
     DeadlinePassed,
@@ -24,7 +24,7 @@ from tdn_interop.app.job_protocol import (
     Start,
     describe,
 )
-from tdn_interop.app.party import PartyState, PartyTask
+from tdn_interop.app.jobs.party import PartyState, PartyTask
 from tdn_interop.errors import LocalProtocolError, PeerProtocolError, Reason, TdnError
 from tests.app.job_world import BROKEN, ENDED, NODES, PART_ENDED, World, signed
 

@@ -6,7 +6,7 @@ import tempfile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tdn_interop.app import post_sender
+from tdn_interop.app.post import post_sender
 from tests.app.post_world import revive, settle, two
 
 fuses = st.one_of(st.none(), st.integers(0, 25))

@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tdn_interop.app import incoming, outgoing
+from tdn_interop.app.files import incoming, outgoing
 from tests.app.transfer_world import SIZES, World
 
 SENDER, RECEIVER = "a.x.cn", "b.y.cn"

@@ -9,7 +9,7 @@ import pytest
 
 from tdn_interop import identity
 from tdn_interop._pb.tdn.transport.v1 import enrolment_service_pb2, enrolment_service_pb2_grpc
-from tdn_interop.app import setup
+from tdn_interop.app.members import setup
 from tdn_interop.config import load_config, runtime_dir
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.identity import Identity

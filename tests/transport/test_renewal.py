@@ -8,7 +8,7 @@ import pytest
 from tdn_interop import identity
 from tdn_interop._pb.tdn.transport.v1 import renewal_service_pb2 as pb
 from tdn_interop._pb.tdn.transport.v1 import renewal_service_pb2_grpc
-from tdn_interop.app import setup
+from tdn_interop.app.members import setup
 from tdn_interop.errors import Reason, TdnError
 from tdn_interop.transport import pki, records_wire
 from tdn_interop.transport.records_wire import Application
@@ -114,7 +114,7 @@ async def test_what_cannot_be_used_does_not_replace_what_can(mesh, tmp_path, wha
 
 
 async def test_a_node_asks_until_its_parent_is_back(mesh, monkeypatch):
-    monkeypatch.setattr("tdn_interop.app.renewal.PAUSE_S", (0.05, 0.1))
+    monkeypatch.setattr("tdn_interop.app.members.renewal.PAUSE_S", (0.05, 0.1))
     airline = mesh.nodes[AIRLINE].mesh
     before = airline.standing.leaf
     await mesh.stop(HUB_1)

@@ -22,7 +22,7 @@ def backup(
     passphrase_file: _PassphraseFile = None,
 ) -> None:
     """Write keys, membership, configuration and database of this node, running or not, into one file."""
-    from tdn_interop.app.backup import back_up_stopped  # noqa: PLC0415  loads the cryptography
+    from tdn_interop.app.backup.backup import back_up_stopped  # noqa: PLC0415  loads the cryptography
 
     tdn = invocation(context)
     secret, path = _passphrase(passphrase_file), file.absolute()
@@ -45,7 +45,7 @@ def restore(
     passphrase_file: _PassphraseFile = None,
 ) -> None:
     """Make the folder of a node from a backup. The old copy must never run again."""
-    from tdn_interop.app import backup as backups  # noqa: PLC0415  loads the cryptography
+    from tdn_interop.app.backup import backup as backups  # noqa: PLC0415  loads the cryptography
 
     tdn = invocation(context)
     about = backups.restore(file.absolute(), directory.absolute(), _passphrase(passphrase_file))

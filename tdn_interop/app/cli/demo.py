@@ -12,7 +12,7 @@ from tdn_interop.app.cli.invocation import Invocation, invocation
 from tdn_interop.app.cli.lab import complete
 
 if TYPE_CHECKING:
-    from tdn_interop.app.demo import Report
+    from tdn_interop.app.lab.demo import Report
 
 _FIELDS = ["intersection", "recipient", "hops", "suite", "seconds"]
 
@@ -28,8 +28,8 @@ def demo(
     ] = Path("tdn-demo"),
 ) -> None:
     """Start a top, two hubs and three children, match two real tables for a third party, verify the evidence."""
-    from tdn_interop.app import demo as main_job  # noqa: PLC0415  loads everything
-    from tdn_interop.app.lab import Lab  # noqa: PLC0415  loads everything
+    from tdn_interop.app.lab import demo as main_job  # noqa: PLC0415  loads everything
+    from tdn_interop.app.lab.lab import Lab  # noqa: PLC0415  loads everything
 
     tdn = invocation(context)
     say = tdn.output.words.say

@@ -38,7 +38,7 @@ def join(
     context: typer.Context, token: Annotated[str, typer.Argument(metavar="TOKEN", help="From enrol invite.")]
 ) -> None:
     """Get this node's certificate from the hub or top that made TOKEN."""
-    from tdn_interop.app import setup  # noqa: PLC0415  loads the cryptography
+    from tdn_interop.app.members import setup  # noqa: PLC0415  loads the cryptography
 
     tdn = invocation(context)
     asyncio.run(setup.join(tdn.config, token))

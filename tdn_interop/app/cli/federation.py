@@ -34,7 +34,7 @@ def federate(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask: the fingerprints were compared.")] = False,
 ) -> None:
     """Trust the other top, and each node below it, here and everywhere below."""
-    from tdn_interop.app.federation import fingerprints, read_card  # noqa: PLC0415  loads the cryptography
+    from tdn_interop.app.members.federation import fingerprints, read_card  # noqa: PLC0415  loads the cryptography
 
     tdn = invocation(context)
     card = text if len(text) > _LONGEST_PATH else read_file(Path(text)).decode("utf-8", "replace")

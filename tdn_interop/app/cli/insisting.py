@@ -9,7 +9,7 @@ from tdn_interop.app.cli.invocation import Invocation
 from tdn_interop.errors import Reason, TdnError
 
 if TYPE_CHECKING:
-    from tdn_interop.app.control_client import NodeClient
+    from tdn_interop.app.control.control_client import NodeClient
 
 Document = dict[str, Any]
 Question = Callable[["NodeClient"], AsyncIterator[Document]]

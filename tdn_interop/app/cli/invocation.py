@@ -19,7 +19,7 @@ from tdn_interop.app.cli.words import Words
 from tdn_interop.errors import ConfigError, Reason, guard
 
 if TYPE_CHECKING:
-    from tdn_interop.app.control_client import NodeClient
+    from tdn_interop.app.control.control_client import NodeClient
     from tdn_interop.config import NodeConfig
 
 T = TypeVar("T")
@@ -70,13 +70,13 @@ class Invocation:
 
     def trusted_top_keys(self) -> list[bytes]:
         """The identity keys of the tops that this node trusts. Errors: NOT_ENROLLED."""
-        from tdn_interop.app.federation import trusted_keys  # noqa: PLC0415  see the module docstring
+        from tdn_interop.app.members.federation import trusted_keys  # noqa: PLC0415  see the module docstring
 
         return trusted_keys(self.config)
 
     async def answer(self, question: Callable[[NodeClient], Awaitable[T]]) -> T:
         """See `ask`; for those that run a loop of their own."""
-        from tdn_interop.app.control_client import connected  # noqa: PLC0415  see the module docstring
+        from tdn_interop.app.control.control_client import connected  # noqa: PLC0415  see the module docstring
         from tdn_interop.config import control_socket  # noqa: PLC0415  see the module docstring
 
         where = f"{self.config.id}, configured in {self.options.config or self.config.dir}"

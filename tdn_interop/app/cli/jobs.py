@@ -158,7 +158,7 @@ def _learns(words: Words, entries: list[dict[str, str]]) -> dict[str, str]:
 
 def _leave(job: dict[str, Any]) -> None:
     """End the command as the job ended: with its failure, or 1 when it has none and did not succeed either."""
-    from tdn_interop.app.control_client import failure_of  # noqa: PLC0415  loads gRPC
+    from tdn_interop.app.control.control_client import failure_of  # noqa: PLC0415  loads gRPC
 
     failure = failure_of(job)
     if failure is not None:

@@ -16,7 +16,7 @@ from tdn_interop.app.cli.invocation import Invocation, invocation
 from tdn_interop.ids import node_id
 
 if TYPE_CHECKING:
-    from tdn_interop.app.lab import Lab
+    from tdn_interop.app.lab.lab import Lab
 
 T = TypeVar("T")
 _COLUMNS = ["id", "role", "runs", "linked", "pid", "config"]
@@ -109,7 +109,7 @@ def complete(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _lab(directory: Path) -> Lab:
-    from tdn_interop.app.lab import Lab  # noqa: PLC0415  loads the cryptography
+    from tdn_interop.app.lab.lab import Lab  # noqa: PLC0415  loads the cryptography
 
     return Lab(directory)
 

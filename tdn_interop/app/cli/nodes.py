@@ -36,7 +36,7 @@ def init(
     ] = None,
 ) -> None:
     """Make the identity key and a commented configuration of a new node."""
-    from tdn_interop.app.setup import init_node  # noqa: PLC0415  loads the cryptography
+    from tdn_interop.app.members.setup import init_node  # noqa: PLC0415  loads the cryptography
 
     file = init_node(directory, node, role.value, listen=listen, enrolment=enrolment)
     invocation(context).output.data({"node_id": node, "role": role.value, "path": str(file)})

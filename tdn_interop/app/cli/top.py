@@ -53,7 +53,7 @@ def _one(tdn: Invocation) -> Look:
 
 
 def _lab(directory: Path) -> Look:
-    from tdn_interop.app.lab import Lab  # noqa: PLC0415  loads the cryptography
+    from tdn_interop.app.lab.lab import Lab  # noqa: PLC0415  loads the cryptography
 
     lab = Lab(directory)
 

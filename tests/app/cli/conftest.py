@@ -75,10 +75,10 @@ def modules(monkeypatch):
         advice: str
 
     findings = [Finding("certificate", True, "24 h left", ""), Finding("port", True, "free", "")]
-    stand_in("setup", init_node=init_node, join=join)
+    stand_in("members.setup", init_node=init_node, join=join)
     stand_in("check", check_node=lambda config: findings)
     stand_in("node", run_node=run_node)
-    stand_in("backup", restore=lambda path, directory, passphrase: findings[0], back_up_stopped=None)
+    stand_in("backup.backup", restore=lambda path, directory, passphrase: findings[0], back_up_stopped=None)
     stand_in("telemetry", set_up_logging=lambda log, *, verbose: calls.append(("log", log, verbose)))
     return types.SimpleNamespace(calls=calls, findings=findings, Finding=Finding)
 

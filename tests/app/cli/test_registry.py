@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tdn_interop._pb.tdn.app.v1 import backup_service_pb2
-from tdn_interop.app import archive
+from tdn_interop.app.backup import archive
 from tdn_interop.errors import Reason, Refused
 from tests.app.cli.fake_registry import AT
 

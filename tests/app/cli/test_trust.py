@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tdn_interop.app.cli import run
-from tdn_interop.app.federation import read_card
+from tdn_interop.app.members.federation import read_card
 from tests.interop.forge import until
 from tests.mesh import HUB_1, TOP, Mesh
 

@@ -1,0 +1,1 @@
+"""Copies of a node, and what keeps two of them from running."""

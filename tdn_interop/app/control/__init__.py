@@ -1,0 +1,1 @@
+"""The owner's socket: what is asked there, and by whom."""

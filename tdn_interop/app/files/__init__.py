@@ -1,0 +1,1 @@
+"""Files between nodes, exactly once, whoever dies."""

@@ -1,0 +1,1 @@
+"""Jobs: what is agreed, who computes what, and how it ends."""

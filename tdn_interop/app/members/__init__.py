@@ -1,0 +1,1 @@
+"""Who belongs to the mesh: enrolment, certificates, tops that trust each other, revocation."""

@@ -1,0 +1,1 @@
+"""Durable messages to other nodes, and letters for those that are away."""
