@@ -192,6 +192,8 @@ async def test_nobody_revokes_whom_it_does_not_answer_for(mesh):
         node = mesh.nodes[who].mesh
         assert await reason_of(node.revoking.revoke(whom, "")) is Reason.POLICY_DENIED, (who, whom)
         assert node.lists.everybody() == []
+    with pytest.raises(TdnError, match=f"{REGISTRY} is not directly below {HUB_1}; its hub or its top can"):
+        await mesh.nodes[HUB_1].mesh.revoking.revoke(REGISTRY, "")
 
 
 async def test_a_top_carries_out_only_genuine_orders_of_the_hub_above(mesh):

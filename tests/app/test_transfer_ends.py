@@ -229,8 +229,9 @@ async def test_the_owner_gives_up_in_the_middle(receiving, tmp_path):
     assert list(tmp_path.glob(".tdn-*")) == []
     await stranger.say(wire.Offer(NAME, 2, "t", SIZE))
     assert (await stranger.hear(wire.Refusal)).attempt == 2
-    with pytest.raises(TdnError):
+    with pytest.raises(TdnError) as unknown:
         await world.ends[ME].transfers.cancel(NAME[:4])
+    assert unknown.value.reason is Reason.TRANSFER_UNKNOWN
 
 
 async def test_the_part_of_a_failed_transfer_is_swept_at_the_start(receiving, tmp_path):

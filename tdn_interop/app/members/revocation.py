@@ -87,7 +87,7 @@ class Revoking:
     async def revoke(self, node: str, reason: str) -> bool:
         """Decide it, here and for ever; True when the list of the top names the node by now.
 
-        Errors: UNSUPPORTED at a child, POLICY_DENIED for a node that is not ours to revoke.
+        Errors: POLICY_DENIED for a node that is not ours to revoke.
         """
         status_list_wire.reason_text(reason)
         await self._check(node)
@@ -124,14 +124,11 @@ class Revoking:
         """What this node may revoke: a hub what is directly below it, a top anybody of its tree."""
         gate, me = guard("TDN-T-IDN-10"), self._key.node
         ours = ids.is_below(node, me) if self._is_top else ids.parent(node) == me
-        words = f"{me} revokes {self._who()}; not {node}"
+        where = "below" if self._is_top else "directly below"
+        words = f"{node} is not {where} {me}; its hub or its top can revoke it"
         gate.check(ours, Reason.POLICY_DENIED, words, Refused)
         known = await self._register.record(node)
         gate.check(known is not None, Reason.POLICY_DENIED, f"{node} has never been a member", Refused)
-
-    def _who(self) -> str:
-        """Whom this node may revoke, in words."""
-        return "whoever is below it" if self._is_top else "its own members; the top revokes others"
 
     async def _decide(self, row: RevokedRow) -> None:
         async with self._one:
