@@ -20,12 +20,10 @@ from tdn_interop.app.files.moving import (
     Lost,
     Means,
     Moving,
-    Progress,
     for_owner,
     from_record,
     losing,
     on_record,
-    seconds,
 )
 from tdn_interop.app.files.transfer_files import Part, publish
 from tdn_interop.app.store import transfers as rows
@@ -45,6 +43,8 @@ _parts = guard("TDN-T-CHK-02")
 
 class Incoming(Moving[InRow]):
     """One file on its way to us, from `peer`."""
+
+    whole = "DELIVERED"
 
     def __init__(self, row: InRow, means: Means) -> None:
         super().__init__(row, row.sender, means)
@@ -240,13 +240,9 @@ class Incoming(Moving[InRow]):
         if answer := self.answer():
             await self._farewell(answer)
 
-    def _progress(self) -> Progress:
-        row = self.row
-        done = row.state == "DELIVERED"
-        return Progress(
-            row.transfer_id, row.size_bytes if done else self._received, row.size_bytes, self.peer, done,
-            row.sha256 if done else "", row.resumes, row.resent_bytes, seconds(row),
-        )  # fmt: skip
+    @property
+    def _moved(self) -> int:
+        return self._received
 
     def _put(self, connection: sa.Connection, row: InRow) -> None:
         rows.put_in(connection, row)

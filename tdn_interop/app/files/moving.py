@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import sqlalchemy as sa
 import structlog
@@ -89,7 +89,9 @@ class Progress:
 
 
 class Moving(abc.ABC, Generic[RowT]):
-    """One transfer. `row` is what is on record; it changes by `_keep` alone."""
+    """One transfer. `row` is what is on record; it changes by `_keep` alone. `whole` is the state of success."""
+
+    whole: ClassVar[str]
 
     def __init__(self, row: RowT, peer: str, means: Means) -> None:
         self.row: RowT = row
@@ -165,9 +167,19 @@ class Moving(abc.ABC, Generic[RowT]):
     async def _fail(self, error: TdnError) -> None:
         """Put the end on record and tell the peer."""
 
+    @property
     @abc.abstractmethod
+    def _moved(self) -> int:
+        """Bytes that have moved so far."""
+
     def _progress(self) -> Progress:
         """Where it stands."""
+        row = self.row
+        done = row.state == self.whole
+        return Progress(
+            row.transfer_id, row.size_bytes if done else self._moved, row.size_bytes, self.peer, done,
+            row.sha256 if done else "", row.resumes, row.resent_bytes, seconds(row),
+        )  # fmt: skip
 
     @abc.abstractmethod
     def _put(self, connection: sa.Connection, row: RowT) -> None:

@@ -22,11 +22,9 @@ from tdn_interop.app.files.moving import (
     Lost,
     Means,
     Moving,
-    Progress,
     for_owner,
     from_record,
     on_record,
-    seconds,
 )
 from tdn_interop.app.files.transfer_files import Shape, Source
 from tdn_interop.app.store import transfers as rows
@@ -58,6 +56,8 @@ class _Heard:
 
 class Outgoing(Moving[OutRow]):
     """One file on its way to `peer`."""
+
+    whole = "DONE"
 
     def __init__(self, row: OutRow, means: Means) -> None:
         super().__init__(row, row.peer, means)
@@ -243,13 +243,9 @@ class Outgoing(Moving[OutRow]):
             async with asyncio.timeout(pause_s):
                 await self._awake.wait()
 
-    def _progress(self) -> Progress:
-        row = self.row
-        done = row.state == "DONE"
-        return Progress(
-            row.transfer_id, row.size_bytes if done else self._position, row.size_bytes, self.peer, done,
-            row.sha256 if done else "", row.resumes, row.resent_bytes, seconds(row),
-        )  # fmt: skip
+    @property
+    def _moved(self) -> int:
+        return self._position
 
     def _put(self, connection: sa.Connection, row: OutRow) -> None:
         rows.put_out(connection, row)
